@@ -1,5 +1,6 @@
 """What rarebox itself writes below a folder of photos is never taken for photos, and the user is told."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from rarebox import config, external
 from rarebox.core.files import mark_own
 from rarebox.data.datasets import load
 from rarebox.data.export import Annotations, export
-from rarebox.data.image_list import named_images
+from rarebox.data.image_list import left_out_for, named_images
 from rarebox.data.images import image_files, left_out
+from rarebox.data.tiles import Tiling, cut
 from rarebox.errors import UserError
 from rarebox.external.write_copies import write_copies
 from rarebox.project.create import create
@@ -174,3 +176,23 @@ def test_an_unlabelled_image_of_an_export_is_not_called_one_without_objects(phot
     export(tmp_path / "out", "coco", ["cat"], records, [said])
     data = load(tmp_path / "out")
     assert (data.problems, data.train.incomplete) == ((), {2})
+
+
+def test_pictures_that_cannot_be_read_are_named_with_the_way_out(photos: Path, tmp_path: Path) -> None:
+    said = r"1 file of a kind that is not read, such as .*\.HEIC\. Convert such files to JPEG"
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").touch()
+    commands: list[Callable[[Path], object]] = [
+        lambda folder: create(tmp_path / "p", folder, ["cat"]),
+        lambda folder: named_images(folder, but=tmp_path / "out"),  # of rarebox predict and views
+        lambda folder: cut(folder, tmp_path / "tiles", Tiling.of(64)),
+    ]
+    for command in commands:
+        with pytest.raises(UserError, match=said):
+            command(tmp_path / "phone")
+    (photos / "IMG_1.HEIC").touch()
+    assert re.search(said, left_out_for(photos, tmp_path / "out"))
+    file = tmp_path / "found.jsonl"
+    file.write_text('{"image": "a.png", "boxes": [[1, 2, 9, 9]], "scores": [0.9], "labels": ["cat"]}')
+    notes = external.rank(file, None, None, photos, config.resolve("laptop"), 1).notes
+    assert sum(bool(re.search(said, note)) for note in notes) == 1

@@ -357,7 +357,7 @@ def init_project(
 ) -> None:
     """Create a project of photos, and print what it holds."""
     from rarebox import external
-    from rarebox.data.images import left_out
+    from rarebox.data.images import left_out, not_read
     from rarebox.detectors.start import choose
     from rarebox.detectors.weights import WeightsUnavailable
     from rarebox.project.create import create
@@ -377,8 +377,9 @@ def init_project(
         here = images if isinstance(images, Path) else None
         numbers = numbers_in_use(names, labels)
         predicted = external.read(predictions, settings, images=here, numbers=numbers, skip_ambiguous=True)
+        told = (left_out(here), not_read(here)) if here else ()  # by create, too
         for note in predicted.notes:
-            if note != (here and left_out(here)):  # create returns it, too
+            if note not in told:
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:

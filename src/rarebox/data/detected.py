@@ -46,7 +46,7 @@ class ImageDetections:
 class Predicted:
     """The outcome: the images with a result, and the boxes shown, in total and of each class, the most frequent first.
     ``known`` images already had a result. ``unreadable`` names the images that cannot be read, with the reason.
-    ``left_out`` is a note on images that rarebox has written itself, or empty.
+    ``left_out`` is a note on images that rarebox has written itself or cannot read, or empty.
     """
 
     folder: Path

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from rarebox.core.files import real
 from rarebox.data import coco
-from rarebox.data.images import SUFFIXES, image_files, left_out
+from rarebox.data.images import SUFFIXES, image_files, left_out, not_read
 from rarebox.data.remote import is_list, is_url, listing, location
 from rarebox.errors import UserError
 
@@ -43,8 +43,8 @@ def named_images(images: Path, but: Path | None = None) -> list[NamedImage]:
         files = _listed(images, suffix)
     once, _ = each_once(files)
     if not once:
-        own = left_out(images) if images.is_dir() else ""
-        raise UserError(f"{images} contains no images{f'. {own}' if own else ''}")
+        note = _not_used(images) if images.is_dir() else ""
+        raise UserError(f"{images} contains no images{f'. {note}' if note else ''}")
     return _named(once, Path(os.path.abspath(root)))
 
 
@@ -77,11 +77,16 @@ def _place(file: Path | str) -> str:
 
 
 def left_out_for(images: Path, but: Path) -> str:
-    """A note on the images of a folder that :func:`named_images` leaves out, because rarebox has written them.
+    """A note on the images of a folder that :func:`named_images` leaves out, because rarebox has written them or cannot
+    read them.
 
     Those below ``but``, where the command itself writes, are not mentioned. Empty if there are none.
     """
-    return left_out(images, but) if images.is_dir() else ""
+    return _not_used(images, but) if images.is_dir() else ""
+
+
+def _not_used(folder: Path, but: Path | None = None) -> str:
+    return ". ".join(filter(None, (left_out(folder, but), not_read(folder))))
 
 
 def _listed(file: Path, suffix: str) -> Sequence[Path | str]:

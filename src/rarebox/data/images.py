@@ -45,6 +45,9 @@ SUFFIXES = frozenset(
     ]
 )
 
+NOT_READ = frozenset({".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"})
+"""Suffixes of common pictures that rarebox cannot decode."""
+
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000")
 """Pillow's names of the formats that are read. The content decides, not the suffix. Pillow's other formats are refused,
 because some start other programs, such as Ghostscript."""
@@ -128,6 +131,14 @@ def left_out(folder: str | Path, but: Path | None = None) -> str:
     first = next(place for place, count in counts.items() if count)
     what = f"{counted(total, 'image')} left out, in folders that rarebox wrote, such as {first}"
     return presentable(f"{what}. To use them, name that folder")
+
+
+def not_read(folder: str | Path) -> str:
+    """A note on the pictures below a folder that rarebox cannot decode. Empty if there are none."""
+    if not (files := files_below(folder, NOT_READ)):
+        return ""
+    what = f"{counted(len(files), 'file')} of a kind that is not read, such as {files[0]}"
+    return presentable(f"{what}. Convert such files to JPEG (phones can export HEIC as JPEG)")
 
 
 def _walk(top: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path], list[Path]]:

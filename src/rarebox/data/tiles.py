@@ -22,6 +22,7 @@ from rarebox.data.images import (
     image_files,
     image_size,
     none_readable,
+    not_read,
     read_image,
     readers,
     working_size,
@@ -105,7 +106,7 @@ def cut(photos: Path, to: Path, tiling: Tiling, progress: Progress = silent) -> 
     before = _known(to, tiling)
     names = {file.relative_to(photos).as_posix(): file for file in image_files(photos)}
     if not names:
-        raise UserError(f"{photos} contains no images")
+        raise UserError(f"{photos} contains no images. {not_read(photos)}".removesuffix(". "))
     to.mkdir(parents=True, exist_ok=True)
     _write(Tiles(to, photos, tiling, before), finished=False)
     sizes, unreadable = dict[str, tuple[int, int]](), list[UnreadableImage]()

@@ -16,7 +16,7 @@ from rarebox.data.contents import same_photos
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
 from rarebox.data.image_list import named_images
-from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out, none_readable
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out, none_readable, not_read
 from rarebox.data.listings import ListedImage, Problem, Size
 from rarebox.data.naming import ByName
 from rarebox.data.remote import is_list, is_url
@@ -203,8 +203,7 @@ class Pool:
                     listed.append((None, str(place), width, height))
                 except UnreadableImage as error:
                     unreadable.append(error)
-            if note := left_out(path):
-                notes.append(note)
+            notes += filter(None, (left_out(path), not_read(path)) if path.is_dir() else ())
             if unreadable and not listed:
                 raise none_readable(path, unreadable)
             if unreadable:

@@ -28,7 +28,7 @@ QUALITY = 95
 class Copied:
     """The numbers of images and copies, the file of the map, and the images that could not be read.
 
-    ``left_out`` is a note on images that rarebox has written itself, or empty.
+    ``left_out`` is a note on images that rarebox has written itself or cannot read, or empty.
     """
 
     images: int

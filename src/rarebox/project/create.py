@@ -16,7 +16,7 @@ from rarebox.data import datasets, listings, tiles
 from rarebox.data.classes import Classes, class_key
 from rarebox.data.contents import Contents
 from rarebox.data.image_list import each_once
-from rarebox.data.images import SUFFIXES, files_below
+from rarebox.data.images import SUFFIXES, not_read
 from rarebox.data.naming import ByName
 from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import UserError
@@ -24,7 +24,7 @@ from rarebox.labels.leases import clean_name
 from rarebox.labels.store import DIFFICULT, Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
-from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
+from rarebox.project.photo_folder import find_moved_images, photos_in, read_images
 from rarebox.project.project import HELD_OUT
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
@@ -76,10 +76,10 @@ def create(
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may be slow
-        (files, again), unknown = each_once(listing(location(images), SUFFIXES)), []
+        (files, again), unknown = each_once(listing(location(images), SUFFIXES)), ""
         progress("list", 1, 1, str(images))
     else:
-        files, again, unknown = photos_in(Path(images), root), [], files_below(images, NOT_READ)
+        files, again, unknown = photos_in(Path(images), root), [], not_read(images)
     if count:
         return _take_over(folder, settings, list(classes))
     known = datasets.load(labels, photos=files) if labels else None
@@ -94,11 +94,10 @@ def create(
     own = [] if from_list else listings.written_by_rarebox(Path(images))
     problems += own
     if unknown:
-        what = f"{len(unknown)} files of kinds that are not read. Convert them to JPEG (HEIC: phones can export it)"
-        problems.append(listings.Problem("kind not read", str(unknown[0]), what))
+        problems.append(listings.Problem("kind not read", str(images), f"{unknown}."))
     if not records:
         found = f"none of its images can be read ({unreadable[0].what})" if unreadable else "no image in it"
-        advice = own[0].what.rstrip(".") if own else "Name a folder with photos (JPEG, PNG, TIFF, WebP, …)"
+        advice = own[0].what.rstrip(".") if own else unknown or "Name a folder with photos (JPEG, PNG, TIFF, WebP, …)"
         raise UserError(f"{images}: {found}. {advice}")
     root.mkdir(parents=True, exist_ok=True)
     with folder.alone():

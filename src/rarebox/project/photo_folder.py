@@ -21,9 +21,6 @@ from rarebox.loop.run_folder import RunFolder
 from rarebox.project.photos import Found, Photos
 from rarebox.types import ImageRecord
 
-NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
-"""Suffixes of common pictures that rarebox cannot decode."""
-
 
 def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
     """Image files below a folder, outside the project's own folder, that are no image's file yet, through any link."""
