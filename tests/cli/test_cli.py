@@ -23,7 +23,7 @@ from rarebox.cli.options import PIPE_CLOSED
 from rarebox.core.text import counted
 from rarebox.loop.run_folder import RunFolder, open_store
 from rarebox.types import Query
-from tests.tiny import as_options, figures_not_drawn, make_data
+from tests.tiny import as_options, figures_not_drawn, make_data, without_figures
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -32,6 +32,13 @@ pytestmark = pytest.mark.usefixtures("small_network")
 def undrawn() -> Iterator[None]:
     """No test here reads a figure. Those of the report's tests and of the installed commands are drawn."""
     with figures_not_drawn(but="^ap50_labels$"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def figureless() -> Iterator[None]:
+    """Runs other than the finished one, which is made before this, leave reports without figures."""
+    with without_figures():
         yield
 
 
@@ -215,7 +222,10 @@ def test_run_reports_after_which_cycle_it_resumes(monkeypatch, capsys, tmp_path,
 
 def test_the_time_left_is_reported_after_a_cycle_that_scores(monkeypatch, capsys, tmp_path, pictures) -> None:
     """Cycle 1 scores no pool, so it does not predict the others. After the last one nothing is left."""
-    assert call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3])) == 0
+    assert (
+        call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3], training__steps=2))
+        == 0
+    )
     said = {line.split(":")[0][-6:]: line for line in capsys.readouterr().err.splitlines() if " reviews" in line}
     assert ["left" in said[cycle] for cycle in ("1 of 3", "2 of 3", "3 of 3")] == [False, True, False]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rarebox import config
+from rarebox.data import scenes
 from rarebox.data.datasets import load
 from rarebox.detectors import TorchDetector
 from rarebox.errors import UserError
@@ -22,7 +23,7 @@ from rarebox.project import predictions, trainer
 from rarebox.project.collect import collect
 from rarebox.project.create import create
 from rarebox.project.project import Project
-from rarebox.report import curves, figures, write_report
+from rarebox.report import write_report
 from rarebox.web.service import AnnotationService
 from tests import tiny
 from tests.thinned import thinned
@@ -86,7 +87,7 @@ PROJECT = (
     "port",
 )
 
-CHANGES = {**tiny.CHANGES, "scoring.views": ["flip"]}
+CHANGES = {**tiny.CHANGES, "scoring.views": ["flip"], "scoring.shard_size": 3}
 
 FOR_GOOD = ("settings.yaml", "labels.sqlite")
 """Files that cannot be rebuilt."""
@@ -98,16 +99,15 @@ READ_ALIKE = tuple(name for name in PROJECT if name in RUN[2:] and name not in (
 @pytest.fixture(scope="module", autouse=True)
 def untrained() -> Any:
     """Nothing here depends on the result of training or on the figures of a report, which are made of what is read."""
-    with tiny.small_network(), pytest.MonkeyPatch.context() as patch:
+    with tiny.small_network(), tiny.without_figures(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchDetector, "fit", lambda *_, **__: 0.0)
-        patch.setattr(figures, "of_run", lambda *_: dict.fromkeys(("learning", "classes", "balance", "time"), ()))
-        patch.setattr(curves, "of_classes", lambda *_: [])
         yield
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_data(tmp_path_factory.mktemp("data") / "scenes")
+    """Five images more than a run labels first, and four more than a project."""
+    return scenes.make(tmp_path_factory.mktemp("data") / "scenes", seed=3, train=9, test=3, size=(96, 96))
 
 
 def each(names: tuple[str, ...], part: int = 0, alike: Collection[str] = ()) -> list[Any]:
@@ -173,7 +173,7 @@ def with_advice(do: Callable[[], Any], file: Path) -> tuple[Any, int]:
 
 @pytest.fixture(scope="module")
 def chosen(pictures: Path) -> Any:
-    return config.resolve("laptop", None, {**CHANGES, "scoring.shard_size": 8, "data": str(pictures)})
+    return config.resolve("laptop", None, {**CHANGES, "data": str(pictures)})
 
 
 @pytest.fixture(scope="module")
