@@ -606,7 +606,7 @@ def first(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pyte
                 ("class_balanced", "ignore_only"),
             )
         ],
-        lambda number, _: number % 3 != 0,
+        lambda number, _: number in (1, 2, 4, 7),  # each row and each detector
     ),
     indirect=["first"],
 )
@@ -631,8 +631,9 @@ def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path
 def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, tmp_path: Path) -> None:
     other = settings(pictures, selection__strategy="random")
     shared = simulate.simulate(tmp_path / "shared", other, share=finished)
-    alone = simulate.simulate(tmp_path / "alone", other)
-    assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
+    alone = simulate.simulate(tmp_path / "alone", settings(pictures, selection__strategy="random", budget=[6]))
+    said, said_alone = outcome(tmp_path / "shared")[1], outcome(tmp_path / "alone")[1]
+    assert said[: len(said_alone)] == said_alone
     assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
     assert "fit" not in shared[0]["seconds"]
     assert "evaluate" not in shared[0]["seconds"]  # of the same model: copied, too
@@ -777,12 +778,14 @@ def test_strategy_never_sees_the_truth(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
-def test_budget_larger_than_the_pool_uses_all_and_reports_it(pictures: Path, tmp_path: Path) -> None:
-    records = simulate.simulate(tmp_path / "run", settings(pictures, budget=[10_000]))
+def test_budget_larger_than_the_pool_uses_all_and_reports_it(
+    pictures: Path, finished: Path, all_labelled: Path, tmp_path: Path
+) -> None:
+    records = simulate.simulate(tmp_path / "run", settings(pictures, budget=[10_000]), share=finished)
     assert any("no candidates are left" in note for note in records[1]["notes"])
-    records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]))
+    records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]), share=all_labelled)
     assert records[0]["images_full"] == 14
-    assert "99" in records[0]["notes"][0]
+    assert any("99" in note for note in records[0]["notes"])
     assert records[1]["reviews_this_cycle"] == 0
 
 
