@@ -1099,7 +1099,7 @@ def test_death_before_any_write_changes_nothing_in_the_end(
 def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
     """A real process is killed; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
     out, moments, kills = tmp_path / "run", random.Random(0), 0
-    command = ["run", out, "--data", pictures, "--json", *as_options()]
+    command = ["run", out, "--data", pictures, "--json", *as_options(budget=[6])]
     while kills < 4:
         said = tmp_path / f"said_{kills}"
         child = forked.start_command(command, said)
@@ -1117,7 +1117,7 @@ def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Pat
     last.join()
     assert last.exitcode == 0, (tmp_path / "said").read_text()
     assert kills
-    assert outcome(out) == outcome(finished)
+    assert begins_like(out, finished)
 
 
 def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates_and_questions(
