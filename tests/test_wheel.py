@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from matplotlib import get_cachedir
 
 import rarebox
 from rarebox.data import scenes
@@ -45,10 +46,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: Path, folder: Path, *words: str | Path) -> str:
-    """Standard output of a command that runs in ``folder`` and sees neither this checkout nor this user's files."""
+    """Standard output of a command that runs in ``folder`` and sees neither this checkout nor this user's files, except
+    matplotlib's list of fonts, which takes seconds to make.
+    """
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HOME": str(folder), "RAREBOX_CACHE": str(folder / "cache")}
+    environment |= {"HOME": str(folder), "RAREBOX_CACHE": str(folder / "cache"), "MPLCONFIGDIR": get_cachedir()}
     done = subprocess.run(
         [command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
