@@ -203,7 +203,9 @@ def test_whole_images_are_verified_where_the_settings_say_so(
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
+@pytest.mark.parametrize(
+    "strategy", thinned(sorted(strategies.IMAGE), lambda _, name: name in ("image_entropy", "image_per_second"))
+)
 def test_image_level_methods_pay_for_every_object_of_their_images(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -250,7 +252,9 @@ def all_labelled(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("strategy", sorted(strategies.BOX))
+@pytest.mark.parametrize(
+    "strategy", thinned(sorted(strategies.BOX), lambda _, name: name in ("class_balanced", "coreset"))
+)
 def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
     pictures: Path, all_labelled: Path, tmp_path: Path, strategy: str
 ) -> None:
