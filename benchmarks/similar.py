@@ -19,7 +19,8 @@ import numpy as np
 from rarebox.core.boxes import nearest
 from rarebox.data import datasets
 from rarebox.labels.store import Store
-from rarebox.loop import cycle, simulate
+from rarebox.loop import simulate
+from rarebox.loop.features import labelled_features, some_of_each_class
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import last
 from rarebox.pool.candidates import Shards, rows_by_image
@@ -39,8 +40,8 @@ def main() -> None:
         run.cycle = number
         labels = store.labels(up_to_cycle=number - 1)
         found = concatenate(list(open_pieces(shards, Answered(labels), settings)))
-        chosen = cycle.some_of_each_class(labels, EXAMPLES)
-        known = cycle.labelled_features(run, number, chosen)
+        chosen = some_of_each_class(labels, EXAMPLES)
+        known = labelled_features(run, number, chosen)
     examples = last.sketch(known.features)
     example_labels = np.concatenate([chosen[i].labels for i in dict.fromkeys(known.image_id.tolist())])
     true = np.full(len(found), -1)

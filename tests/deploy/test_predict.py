@@ -20,6 +20,7 @@ import rarebox
 from rarebox import config, detectors, external
 from rarebox.cli import main
 from rarebox.data.images import image_size, read_picture
+from rarebox.data.tiles import Tiling
 from rarebox.deploy import predict as predicting
 from rarebox.deploy.model import open_model
 from rarebox.deploy.pictures import places_of
@@ -33,7 +34,7 @@ from rarebox.labels.store import Store
 from rarebox.loop import simulate
 from rarebox.loop.run_folder import RunFolder
 from rarebox.project.create import create
-from rarebox.types import ImageRecord
+from rarebox.types import Detections, ImageRecord, as_boxes
 from tests.tiny import make_data, settings
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -86,6 +87,30 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 def outputs_of(out: Path) -> dict[str, bytes]:
     return {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def test_with_tiles_the_model_sees_each_tile_at_full_size(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiling, shapes = Tiling(64, 20), list[tuple[int, ...]]()
+
+    def one_box(self: TorchDetector, images: Any, **more: Any) -> list[Detections]:
+        shapes.extend((picture.width, picture.height) for picture in images)
+        tops = [4 + 10 * (number % 4) for number in range(len(shapes) - len(images), len(shapes))]
+        one = np.ones((1, self.num_classes))
+        return [Detections(as_boxes([[4, top, 14, top + 8]]), np.zeros(1), np.full(1, 0.9), one) for top in tops]
+
+    monkeypatch.setattr(TorchDetector, "predict", one_box)
+    done = predict(run, photos, tmp_path / "out", tiling=tiling, score=0.5, pictures=False)
+    assert shapes == [(64, 64)] * 4 * COUNT
+    assert done.boxes == 4 * COUNT
+    first = json.loads((tmp_path / "out" / LINES).read_text().splitlines()[1])
+    assert first["boxes"] == [[4, 4, 14, 12], [30, 14, 40, 22], [4, 30, 14, 38], [30, 40, 40, 48]]
+    assert (first["width"], first["height"]) == (90, 70)
+    assert predict(run, photos, tmp_path / "out", tiling=tiling, pictures=False).known == COUNT
+    for other in (None, Tiling(64, 10)):
+        with pytest.raises(UserError, match="tiles of another size"):
+            predict(run, photos, tmp_path / "out", tiling=other)
 
 
 def test_the_detections_are_those_of_the_model(run: Path, photos: Path, tmp_path: Path) -> None:

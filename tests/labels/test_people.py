@@ -58,6 +58,11 @@ def claimed(people: People, holder: str, want: int = 1, by: str | None = None, s
     return [q.id for q in people.claim(holder, by or holder, want, seconds)]
 
 
+def waiting(people: People) -> int:
+    """How many of the four questions nobody holds."""
+    return 4 - len(people.leases())
+
+
 def told(outcome: Outcome) -> tuple[Status, int | None]:
     return outcome.status, outcome.answer_id
 
@@ -67,9 +72,9 @@ def test_a_question_is_one_persons_until_its_lease_ends(people: People, hands: H
     assert claimed(people, "ben", 3) == [3, 4]
     assert claimed(people, "anna", 2) == [1, 2]  # she keeps her questions
     assert claimed(people, "anna", 4) == [1, 2]
-    assert people.waiting(1) == 0
+    assert waiting(people) == 0
     hands.seconds += 200
-    assert people.waiting(1) == 4
+    assert waiting(people) == 4
     assert claimed(people, "cleo", 3) == [1, 2, 3]
     refused = people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
     assert refused.status is Status.REFUSED
@@ -407,9 +412,9 @@ def test_setting_the_wall_clock_neither_ends_nor_extends_a_lease(
     monkeypatch.setattr(time, "time", lambda: wall() + jump)
     hands.seconds += 60
     assert claimed(people, "ben", 2) == [3, 4]
-    assert people.waiting(1) == 0
+    assert waiting(people) == 0
     hands.seconds += 60  # of 100 seconds each
-    assert people.waiting(1) == 2
+    assert waiting(people) == 2
     assert claimed(people, "cleo", 4) == [1, 2]
 
 
@@ -421,11 +426,11 @@ def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People
         after = Hands()
         after.seconds = start
         again = People(people.store, after)
-        assert again.waiting(1) == 2
+        assert waiting(again) == 2
         after.seconds += 5
-        assert again.waiting(1) == 2
+        assert waiting(again) == 2
     after.seconds += 6
-    assert again.waiting(1) == 4
+    assert waiting(again) == 4
 
 
 def test_the_clock_that_is_ahead_counts(people: People, hands: Hands) -> None:
@@ -440,10 +445,10 @@ def test_the_clock_that_is_ahead_counts(people: People, hands: Hands) -> None:
     assert claimed(other, "dora") == [4]
     hands.seconds += 50
     there.seconds += 50
-    assert people.waiting(1) == other.waiting(1) == 2  # each second counts once, not once per process
+    assert waiting(people) == waiting(other) == 2  # each second counts once, not once per process
     hands.seconds += 1000
     claimed(people, "emil", 0)
-    assert other.waiting(1) == 4
+    assert waiting(other) == 4
 
 
 def test_an_older_store_is_upgraded(tmp_path: Path) -> None:
@@ -488,6 +493,6 @@ def test_wall_clock_leases_end_when_a_store_is_upgraded(tmp_path: Path) -> None:
     )
     connection.close()
     with Store(file, flush=False) as store:
-        assert People(store).waiting(1) == 1
+        assert People(store).leases() == []
         assert store.images() == {1: ImageRecord(1, "1.jpg", 640, 480)}
         assert claimed(People(store), "anna") == [1]

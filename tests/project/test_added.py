@@ -14,6 +14,7 @@ from PIL import Image
 from rarebox.cli import main
 from rarebox.core import parquet
 from rarebox.labels.leases import People, Status, Submission
+from rarebox.labels.store import Store
 from rarebox.project import predictions
 from rarebox.project.create import create
 from rarebox.project.project import Project
@@ -106,6 +107,16 @@ def test_every_format_and_numbering_that_rank_reads(
     Path("coco.json").write_text(json.dumps(COCO))
     status, _, err = rarebox("add", "p", write("found", found, lines="bbox" not in found[0]), *options)
     assert status == 0, err
+    assert held(root) == [("p1.png", 1, BOX)]
+
+
+def test_numbers_are_refused_once_classes_were_merged(root: Path, rarebox: Any) -> None:
+    """An export numbers the remaining classes from 0, so a detector trained on it calls class 1 of the project 0."""
+    with Store(root / "labels.sqlite") as store:
+        People(store).merge_class(0, 1, "ann")
+    status, _, err = rarebox("add", "p", write("found", [line(label=0)]))
+    assert (status, "does not name its classes" in err, "merged" in err) == (2, True, True)
+    assert rarebox("add", "p", "found", "--classes", "killer whale")[0] == 0
     assert held(root) == [("p1.png", 1, BOX)]
 
 

@@ -25,6 +25,7 @@ from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop import ask, cycle
 from rarebox.loop.cycle import rank_pool
+from rarebox.loop.features import labelled_features, some_of_each_class
 from rarebox.pool import ranking
 from rarebox.pool.last import sketch
 from rarebox.project import project, trainer
@@ -134,7 +135,7 @@ def test_boxes_like_the_labelled_ones_can_be_looked_for(pictures: Path, tmp_path
     own = {
         i: ImageLabels(some.boxes[some.image_id == i], some.labels[some.image_id == i], *NONE) for i in some.image_id
     }
-    again = cycle.labelled_features(run, 2, own)
+    again = labelled_features(run, 2, own)
     above = list[float]()
     for image_id, box, vector in zip(again.image_id, again.boxes, sketch(again.features), strict=True):
         cosines = features.features[: len(found)] @ vector
@@ -150,8 +151,8 @@ NONE = (np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), False)
 def test_labelled_boxes_are_compared_up_to_a_number_for_each_class() -> None:
     box = np.array([[0, 0, 9, 9]], dtype=np.float32)
     said = {i: ImageLabels(box, np.array([label]), *NONE) for i, label in enumerate([0, 1, 0, 0, 1])}
-    assert [*cycle.some_of_each_class(said, 2)] == [4, 3, 2, 1]
-    assert [*cycle.some_of_each_class(said, 1)] == [4, 3]
+    assert [*some_of_each_class(said, 2)] == [4, 3, 2, 1]
+    assert [*some_of_each_class(said, 1)] == [4, 3]
 
 
 def test_missing_photos_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:

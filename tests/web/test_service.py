@@ -255,6 +255,26 @@ def test_the_wanted_share_of_the_questions_is_for_two_people(tmp_path: Path, sha
     made.store.close()
 
 
+def test_an_undo_that_the_trainer_saw_does_not_keep_it_from_training(tmp_path: Path) -> None:
+    """The last answer of the budget is undone and given again. Between the two the trainer looked, and nothing was due."""
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 41)]
+    made = make_project(tmp_path / "project", records, CLASSES, budget=[3], budget_unit="reviews")
+    service, sent = AnnotationService(made, train=False), list[str]()
+    trainer = SimpleNamespace(status=IDLE, working=False, send=sent.append, close=lambda: None)
+    service.trainer = cast(Any, trainer)
+    while service.memory.budget_of(2).left > 0:
+        (query, *_) = next_of(service, want=1)
+        (outcome,), *_ = service.answer("anna", "anna", [said(query)], 1).result(20)
+    assert sent == ["go on"]
+    trainer.status = {**IDLE, "state": "working"}
+    undo = Submission("undo", Verdict.WITHDRAWN, np.zeros((0, 4)), np.zeros(0, int), 1000, query.id, after=outcome.answer_id)
+    service.answer("anna", "anna", [undo], 1).result(20)
+    trainer.status = IDLE
+    service.answer("anna", "anna", [said(query, "again")], 1).result(20)
+    service.close()
+    assert sent == ["go on"] * 2
+
+
 # ------------------------------------------------------------------------------------------- more people than photos
 
 
@@ -470,6 +490,20 @@ def test_a_photo_in_somebodys_hand_is_asked_of_nobody_else_in_cycle_2(tmp_path: 
         service.leave("tab").result(30)
         service.leave("tab two").result(30)
         assert first in ask("tab two", "ben") | ask("tab three", "cem") | ask("tab four", "dora")
+    finally:
+        service.close()
+
+
+def test_a_project_whose_photos_are_all_answered_before_any_is_chosen_is_finished(tmp_path: Path) -> None:
+    project = house.make_project(tmp_path)
+    project.store.open_cycle(1)
+    for query in project.store.ask(1, [Query(i, why={FURTHER: 1.0}) for i in project.store.images()]):
+        project.store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0), Verdict.OBJECT, "anna")])
+    service = AnnotationService(project, train=False)
+    try:
+        assert service.presenter.state("anna", False)["phase"] == "preparing"
+        service.memory.records = [cast(Any, {"cycle": 1})]
+        assert service.memory.initial_are_chosen
     finally:
         service.close()
 

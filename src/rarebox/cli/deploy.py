@@ -25,6 +25,7 @@ from rarebox.cli.options import (
 )
 from rarebox.cli.progress import console, progress_bars, shown
 from rarebox.core.text import counted
+from rarebox.errors import UserError
 
 if TYPE_CHECKING:  # it loads torch
     from rarebox.deploy.labels import Labels
@@ -107,16 +108,26 @@ def predict(
     score: Annotated[
         float | None, typer.Option(help="Minimum score of the boxes shown; by default each class's threshold.")
     ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Detect on tiles with this side in pixels, for small objects on large images.")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="With --tile: overlap of neighbours, in pixels.")] = None,
     pictures: Annotated[bool, typer.Option(help="Draw the boxes on copies of the images.")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Detect objects on your images with a trained model: CSV, COCO files, and pictures with boxes."""
+    from rarebox.data.tiles import Tiling
     from rarebox.deploy.predict import UNREADABLE
     from rarebox.deploy.predict import predict as detect
 
+    if overlap is not None and tile is None:
+        raise UserError("--overlap is for tiles: add --tile")
+    tiling = None if tile is None else Tiling.of(tile, overlap)
     with progress_bars(as_json) as progress:
-        done = detect(model, images, to, score=score, pictures=pictures, device=device, progress=progress)
+        done = detect(
+            model, images, to, score=score, tiling=tiling, pictures=pictures, device=device, progress=progress
+        )
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}))
         return

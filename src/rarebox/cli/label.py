@@ -46,6 +46,29 @@ class Format(StrEnum):
 
 
 @app.command()
+def tile(
+    photos: Annotated[Path, typer.Argument(help="Folder of large photos.")],
+    to: Annotated[Path, typer.Argument(help="Folder for the tiles, new or of an earlier call.")],
+    side: Annotated[int, typer.Option(help="Side of a tile, in pixels.")] = 1000,
+    overlap: Annotated[
+        int | None, typer.Option(help="Overlap of neighbours, in pixels: the size of the largest objects.")
+    ] = None,
+) -> None:
+    """Cut large photos into tiles to be labelled as images, so that small objects are seen."""
+    from rarebox.data.tiles import Tiling, cut
+
+    tiling = Tiling.of(side, overlap)
+    with progress_bars(False) as progress:
+        done = cut(photos, to, tiling, progress)
+    for line in done.unreadable[:MOST_NAMED]:
+        console.print(f"skipped: {line}", markup=False, soft_wrap=True)
+    if len(done.unreadable) > MOST_NAMED:
+        console.print(f"{counted(len(done.unreadable), 'photo')} skipped", markup=False)
+    print(f"{to}: {counted(done.tiles, 'tile')} of {counted(done.photos, 'photo')}")
+    console.print(f"next: rarebox init PROJECT --images {to} --classes …", markup=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a project or run.")],
     to: Annotated[Path, typer.Argument(help="Folder for the labels. Only an earlier export is replaced.")],
@@ -56,6 +79,9 @@ def export(
         bool, typer.Option(help="YOLO: include partially labelled images, which is unsafe.")
     ] = False,
     copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
+    join_tiles: Annotated[
+        bool, typer.Option("--join-tiles", help="Labels of whole photos, if the images are tiles of them.")
+    ] = False,
     queries: Annotated[bool, typer.Option("--queries", help="Export open questions, for labelstudio or cvat.")] = False,
     most: Annotated[
         int,
@@ -70,7 +96,8 @@ def export(
     from rarebox.data.export import export as write
     from rarebox.data.export import export_queries
     from rarebox.loop.run_folder import open_store
-    from rarebox.project.collect import collect
+    from rarebox.project.collect import collect, tiles_of
+    from rarebox.project.collect import join_tiles as joined
     from rarebox.project.exchange.questions import ask_ahead, open_questions
 
     warnings: list[str] = []
@@ -104,6 +131,14 @@ def export(
         console.print(warning, markup=False, soft_wrap=True)
     with open_store(run) as store:
         project, digests = store.session(), store.digests()
+    tiles = tiles_of(run)
+    if tiles and join_tiles:
+        images, annotations = joined(tiles, images, annotations)
+        project, digests = "", {}
+    elif tiles:
+        console.print("These are labels of tiles. --join-tiles exports those of the whole photos", markup=False)
+    elif join_tiles:
+        raise UserError(f"the images of {run} are not tiles that rarebox tile wrote. Omit --join-tiles")
     done = write(
         to,
         format,

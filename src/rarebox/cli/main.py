@@ -25,6 +25,7 @@ COMMANDS = (
     "import",
     "backup",
     "relocate",
+    "tile",
     "run",
     "bench",
     "report",

@@ -32,7 +32,8 @@ from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
 from rarebox.types import Floats, ImageRecord, Ints, Query, Source, as_boxes
 
-_COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")
+COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")
+"""The columns of :class:`Annotations`, one entry for each box."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class Annotations:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "boxes", as_boxes(self.boxes))
-        for name, dtype in zip(_COLUMNS[1:], (np.int64, np.str_, np.float32, np.float32, np.float32), strict=True):
+        for name, dtype in zip(COLUMNS[1:], (np.int64, np.str_, np.float32, np.float32, np.float32), strict=True):
             column = np.asarray(getattr(self, name), dtype=dtype)
             if column.shape != (len(self.boxes),):
                 raise ValueError(f"{name} must have shape ({len(self.boxes)},), got {column.shape}")
@@ -63,9 +64,9 @@ class Annotations:
         if unknown:
             raise ValueError(f"source must be one of {', '.join(Source)}, got {', '.join(sorted(unknown))}")
 
-    def only(self, rows: NDArray[np.bool_]) -> "Annotations":
+    def only(self, rows: NDArray[np.bool_] | Ints) -> "Annotations":
         """The chosen boxes."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
 
 
 @dataclass(frozen=True)

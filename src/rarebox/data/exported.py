@@ -54,7 +54,8 @@ class Exported:
         if entry is None and self.images:
             what = (
                 f"{self.folder / EXPORT_MARK} does not list it, so it may be partially labelled, and counts as such. "
-                "Keep each export in its own folder."
+                "If another export was copied over its own, its pseudo labels would count as a person's. Keep each "
+                "export in its own folder."
             )
             problems.append(Problem("completeness unknown", str(image), what))
         if entry is None or place_key(image.name) in self.incomplete:

@@ -13,6 +13,7 @@ from rarebox.core.files import stat_of, write_text
 from rarebox.data.detected import ImageDetections
 from rarebox.data.image_list import NamedImage
 from rarebox.data.remote import is_url
+from rarebox.data.tiles import Tiling
 from rarebox.deploy.model import Model
 from rarebox.errors import UserError
 
@@ -24,12 +25,14 @@ class Results:
 
     ``rarebox rank --detections`` and ``rarebox init --predictions`` read it. Lines are appended; a line that a killed
     process left half-written is dropped. Classes that were renamed or merged since have their present names. Raises
-    UserError if the file is of another model.
+    UserError if the file is of another model or tiling.
     """
 
-    def __init__(self, file: Path, model: Model) -> None:
+    def __init__(self, file: Path, model: Model, tiling: Tiling | None = None) -> None:
         self.file, self._model = file, model
         self._head = {"classes": list(dict.fromkeys(model.classes)), "model": model.sha256}
+        if tiling:
+            self._head["tiles"] = asdict(tiling)
         self._found = dict[str, ImageDetections]()
         self._out: BufferedWriter | None = None
 
@@ -100,6 +103,8 @@ class Results:
     def _check(self, head: dict[str, Any]) -> None:
         if head["model"] != self._head["model"]:
             raise UserError(f"{self.file} holds the detections of another model. Name a new folder")
+        if head.get("tiles") != self._head.get("tiles"):
+            raise UserError(f"{self.file} holds detections on tiles of another size, or on none. Name a new folder")
 
     def _result(self, value: dict[str, Any]) -> ImageDetections:
         """A line as a result, its labels by the present classes."""

@@ -86,7 +86,9 @@ class Pool:
 
     @property
     def numbers(self) -> dict[int, str]:
-        """The class names by number from 0, as the labels and images count; empty if they contradict each other."""
+        """The class names by number from 0, as the labels and images count; empty if they contradict each other.
+
+        They do in a project with merged classes: its exports number the remaining ones from 0."""
         return {} if self._ambiguous else listings.agreed(self._numbered)
 
     def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
@@ -253,6 +255,7 @@ class Pool:
         with open_store(path) as store:
             self.classes, self.project = store.classes(), store.session()
             self._numbered |= set(enumerate(self.classes))
+            self._ambiguous |= store.counts_as().tolist() != [*range(len(self.classes))]  # exports number the rest anew
             images = store.images()
             for record in images.values():
                 self.add(record, internal=True)

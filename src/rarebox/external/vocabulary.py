@@ -92,8 +92,8 @@ def vocabulary(
 
 def _unnumbered(path: Path) -> UserError:
     return UserError(
-        f"{path} does not name its classes, and neither the labels nor --classes number them. Add a first line such as "
-        '{"classes": ["cat", "dog"]}'
+        f"{path} does not name its classes, and neither --classes nor the labels number them (those of a project with "
+        'merged classes do not). Add a first line such as {"classes": ["cat", "dog"]}'
     )
 
 

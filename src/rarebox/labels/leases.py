@@ -192,18 +192,6 @@ class People:
             found = connection.execute(_LEASES, {"now": self._now(connection), "holder": holder}).all()
         return [Lease._make(row) for row in found if is_text(row.holder) and is_text(row.by)]
 
-    def waiting(self, cycle: int) -> int:
-        """The number of open questions of a cycle that are not leased."""
-        with self.store.transaction() as connection:
-            nobody = {
-                "holder": "",
-                "names": list[str](),
-                "now": self._now(connection),
-                "cycle": cycle,
-                "most": 2**31 - 1,
-            }
-            return len(connection.execute(_OPEN, nobody).all())
-
     def _now(self, connection: Connection, writes: bool = False) -> float:
         """The reading of the store's clock. If the caller writes anyway, the clock is updated too."""
         stored = connection.scalar(_CLOCK)

@@ -41,11 +41,6 @@ def make_targets(
     return concatenate(parts)
 
 
-def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
-    """Calibrate scores by the answers: (T,) -> (T,) in [0, 1], monotone. The arguments are in :func:`calibration`."""
-    return np.interp(scores, *calibration(shown, right))
-
-
 def calibration(shown: Floats, right: Bools) -> tuple[Floats, Floats]:
     """The points of a piecewise linear map from scores to the precision of guesses, both increasing and in [0, 1].
 

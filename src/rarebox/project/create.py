@@ -12,7 +12,7 @@ from rarebox.config import Settings
 from rarebox.core.boxes import rescaling
 from rarebox.core.files import PART, write_json, write_text
 from rarebox.core.progress import Progress, silent
-from rarebox.data import datasets, listings
+from rarebox.data import datasets, listings, tiles
 from rarebox.data.classes import Classes, class_key
 from rarebox.data.contents import Contents
 from rarebox.data.image_list import each_once
@@ -47,7 +47,7 @@ def create(
 
     ``labels`` is a data set that :func:`rarebox.data.datasets.load` reads. Its labels of images with the same name are
     imported. An image counts as completely labelled, unless ``partial`` is set or an object of it was lost. Raises
-    UserError if there is a project already, or no image.
+    UserError if there is a project already, no image, or a folder of tiles that is not finished.
 
     If the folder holds a store with answers, such as a restored backup, the project adopts it unchanged.
     """
@@ -71,6 +71,8 @@ def create(
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
         raise UserError(f"{images} is not a folder. Name the folder of your images")
+    if not from_list:
+        tiles.read(Path(images))  # raises UserError if they are not all there
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may be slow

@@ -25,7 +25,8 @@ from rarebox.core.progress import Progress
 from rarebox.data.pictures import Pictures
 from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
-from rarebox.loop.cycle import labelled_features, rank_pool, some_of_each_class, train_cycle
+from rarebox.loop.cycle import rank_pool, train_cycle
+from rarebox.loop.features import labelled_features, some_of_each_class
 from rarebox.loop.run import Engine, Ranked, Run, batches
 from rarebox.loop.scoring import kept_features
 from rarebox.pool import last

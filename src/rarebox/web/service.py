@@ -56,7 +56,7 @@ class AnnotationService:
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
         self.presenter = Presenter(self.memory, lambda: self.trainer.status if self.trainer else IDLE)
         self._asked_at: dict[str, float] = {}
-        self._went_on = (-1, -1.0, -1, -1)
+        self._went_on: tuple[float, ...] | None = None  # when the trainer was last told to
         self._writer = Writer(project.store, self.memory, self._written, self._catch_up)
         self.retry()
 
@@ -244,19 +244,30 @@ class AnnotationService:
         found += islice(others, max(want - held - len(found), 0))
         if want and not held and not found and self._before_first_model:
             found += [query.id for query in self.project.ask_further()]
-        if (missing := want - held - len(found)) > 0 and memory.asker:
-            budget = memory.budget_of(cycle)
-            if (most := self._at_most(missing, budget)) > 0:
-                busy, in_hand = answer_index.busy(cycle), answer_index.in_hand(leases, cycle)
-                asked = memory.asker.ask(most, busy=busy, in_hand=in_hand)
-                if not asked and not held and not found:
-                    asked = memory.asker.ask(1, skip_busy=True, busy=busy, in_hand=in_hand)
-                memory.exhausted = not asked and not budget.open and budget.left > 0
-                found += [query.id for query in asked]
+        found += self._ask_anew(want - held - len(found), leases, idle=not held and not found)
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
             return self._assign(holder, by, former, want)  # the remaining ones were leased to a closed tab
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
+
+    def _ask_anew(self, want: int, leases: Sequence[Lease], *, idle: bool) -> list[int]:
+        """Ask up to ``want`` new questions of the ranking, within the budget, and return their ids.
+
+        An ``idle`` annotator gets one even if the box that is next must wait, because its image has an open question.
+        """
+        memory = self.memory
+        if want <= 0 or not memory.asker:
+            return []
+        budget = memory.budget_of(memory.cycle)
+        if (most := self._at_most(want, budget)) <= 0:
+            return []
+        busy = memory.answer_index.busy(memory.cycle)
+        in_hand = memory.answer_index.in_hand(leases, memory.cycle)
+        asked = memory.asker.ask(most, busy=busy, in_hand=in_hand)
+        if not asked and idle:
+            asked = memory.asker.ask(1, skip_busy=True, busy=busy, in_hand=in_hand)
+        memory.exhausted = not asked and not budget.open and budget.left > 0
+        return [query.id for query in asked]
 
     @property
     def _trains(self) -> bool:
@@ -350,11 +361,13 @@ class AnnotationService:
     def _written(self) -> None:
         """Start the trainer if a step is due that needs no annotator."""
         memory = self.memory
-        if not self.trainer or self.trainer.status["state"] != "idle":
+        ready = memory.exhausted or len(memory.records) >= memory.cycle or memory.spent >= memory.budget
+        if not ready:
+            self._went_on = None  # also after an undo, which the trainer may have seen and done nothing
+        if not ready or not self.trainer or self.trainer.status["state"] != "idle":
             return
         here = (memory.cycle, memory.spent, len(memory.records), len(memory.shown or ()))
-        ready = memory.exhausted or len(memory.records) >= memory.cycle or memory.spent >= memory.budget
-        if ready and here != self._went_on:
+        if here != self._went_on:
             self._went_on = here
             # After a merge of classes the trainer may count a second less: what is spent here is spent.
             seconds = self.project.settings.budget_unit == "seconds" and memory.cycle > 1
