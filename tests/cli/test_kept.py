@@ -288,9 +288,12 @@ def test_every_command_is_tried() -> None:
 
 
 @pytest.mark.parametrize("third", first_seeds(3))
-@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+@pytest.mark.parametrize(
+    ("number_of_state", "state"), [pytest.param(number, one, id=one.__name__) for number, one in enumerate(STATES)]
+)
 def test_no_command_deletes_an_answer(
     third: int,
+    number_of_state: int,
     state: Callable[[Path, ExitStack], None],
     answered: Path,
     pictures: Path,
@@ -303,7 +306,7 @@ def test_no_command_deletes_an_answer(
     found.write_text(json.dumps(DETECTIONS) + "\n")
     grid.write_text(f"data: {{tiny: {{data: '{pictures}'}}}}\nmethods: {{a: {{}}}}\nsettings: {{budget: [4]}}\n")
     tasks.write_text("[]")
-    for number, (command, line) in enumerate(EACH[(STATES.index(state) + third) % 3 :: 3]):
+    for number, (command, line) in enumerate(EACH[(number_of_state + third) % 3 :: 3]):
         project = tmp_path / f"{number}" / "project"
         shutil.copytree(answered, project)
         with ExitStack() as holding:
