@@ -16,7 +16,7 @@ from sqlalchemy import event
 
 from rarebox.core import seeds
 from rarebox.errors import Unavailable, UserError
-from rarebox.labels.leases import People, Status, Submission
+from rarebox.labels.leases import Outcome, People, Status, Submission
 from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.pool import asker
@@ -256,21 +256,24 @@ def test_the_wanted_share_of_the_questions_is_for_two_people(tmp_path: Path, sha
 
 
 def test_an_undo_that_the_trainer_saw_does_not_keep_it_from_training(tmp_path: Path) -> None:
-    """The last answer of the budget is undone and given again. Between the two the trainer looked, and nothing was due."""
+    """Between the undo of the last answer of the budget and its repetition the trainer looks, and nothing is due."""
     records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 41)]
     made = make_project(tmp_path / "project", records, CLASSES, budget=[3], budget_unit="reviews")
     service, sent = AnnotationService(made, train=False), list[str]()
     trainer = SimpleNamespace(status=IDLE, working=False, send=sent.append, close=lambda: None)
     service.trainer = cast(Any, trainer)
-    while service.memory.budget_of(2).left > 0:
-        (query, *_) = next_of(service, want=1)
-        (outcome,), *_ = service.answer("anna", "anna", [said(query)], 1).result(20)
+    outcomes = list[Outcome]()
+    for _ in range(3):
+        (query,) = next_of(service, want=1)
+        outcomes = service.answer("anna", "anna", [said(query)], 0).result(20).outcomes
     assert sent == ["go on"]
     trainer.status = {**IDLE, "state": "working"}
-    undo = Submission("undo", Verdict.WITHDRAWN, np.zeros((0, 4)), np.zeros(0, int), 1000, query.id, after=outcome.answer_id)
+    nothing = np.zeros((0, 4)), np.zeros(0, np.int64)
+    undo = Submission("undo", Verdict.WITHDRAWN, *nothing, query_id=outcomes[0].query_id, after=outcomes[0].answer_id)
     service.answer("anna", "anna", [undo], 1).result(20)
     trainer.status = IDLE
-    service.answer("anna", "anna", [said(query, "again")], 1).result(20)
+    (again,) = next_of(service, want=1)
+    service.answer("anna", "anna", [said(again, "again")], 1).result(20)
     service.close()
     assert sent == ["go on"] * 2
 
@@ -498,7 +501,7 @@ def test_a_project_whose_photos_are_all_answered_before_any_is_chosen_is_finishe
     project = house.make_project(tmp_path)
     project.store.open_cycle(1)
     for query in project.store.ask(1, [Query(i, why={FURTHER: 1.0}) for i in project.store.images()]):
-        project.store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0), Verdict.OBJECT, "anna")])
+        project.store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0, np.int64), Verdict.OBJECT, "anna")])
     service = AnnotationService(project, train=False)
     try:
         assert service.presenter.state("anna", False)["phase"] == "preparing"
