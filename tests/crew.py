@@ -176,8 +176,8 @@ def fit_cases(
 
 
 def run_command(arguments: Sequence[str], said: Path, end: Callable[[], None] | None, rank: int, step: int) -> None:
-    """``rarebox run`` on a small network, with all output in a file. The process of that rank meets its ``end`` in the
-    middle of a step, unless torchrun has restarted it.
+    """``rarebox run`` on a small network and without figures, with all output in a file. The process of that rank meets
+    its ``end`` in the middle of a step, unless torchrun has restarted it.
     """
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
@@ -194,7 +194,7 @@ def run_command(arguments: Sequence[str], said: Path, end: Callable[[], None] | 
         torch.nn.modules.module.register_module_forward_pre_hook(count)
     sys.argv = ["rarebox", "run", *arguments]
     try:
-        with tiny.small_network():
+        with tiny.small_network(), tiny.without_figures():
             main.main()
     except SystemExit as error:
         if error.code:

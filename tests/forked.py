@@ -36,12 +36,12 @@ def start_command(words: Sequence[object], said: Path) -> BaseProcess:
 
 
 def be_command(words: Sequence[str], said: Path) -> None:
-    """Run ``rarebox words…`` and exit with the command's exit code."""
+    """Run ``rarebox words…`` and exit with the command's exit code. A report has no figures."""
     from rarebox.cli import main
     from tests import tiny
 
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = ["rarebox", *words]
-    with tiny.small_network():
+    with tiny.small_network(), tiny.without_figures():
         main.main()

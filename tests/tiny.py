@@ -17,7 +17,7 @@ from rarebox.data import scenes
 from rarebox.detectors.architectures import ARCHITECTURES
 from rarebox.detectors.backbones import BACKBONES
 from rarebox.detectors.weights import Source
-from rarebox.report import drawing
+from rarebox.report import curves, drawing, figures, grid_figures
 
 CHANGES: dict[str, Any] = {
     **config.INSTALLED,
@@ -134,4 +134,18 @@ def figures_not_drawn(but: str = "(?!)") -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "publish", publish)
+        yield
+
+
+NO_FIGURES: dict[str, tuple[()]] = dict.fromkeys(("learning", "classes", "balance", "time"), ())
+"""The sections of a report on a run."""
+
+
+@contextmanager
+def without_figures() -> Iterator[None]:
+    """Reports have no figure of a run or a grid: for tests that read none. What it shows is read all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "of_run", lambda *_: NO_FIGURES)
+        patch.setattr(curves, "of_classes", lambda *_: [])
+        patch.setattr(grid_figures, "of_group", lambda *_: {})
         yield

@@ -248,20 +248,24 @@ def test_float_grey_without_numbers_is_refused(tmp_path: Path, value: float) -> 
 def test_a_small_file_of_many_deep_pixels_takes_little_memory_with_any_threads(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     del resource
-    Image.fromarray(np.full((9000, 9000), 300, np.uint16)).save(tmp_path / "deep.png")
-    assert (tmp_path / "deep.png").stat().st_size < 300_000
+    """In a quarter of the room, a picture of a quarter of the pixels."""
+    Image.fromarray(np.full((4500, 4500), 300, np.uint16)).save(tmp_path / "deep.png")
+    assert (tmp_path / "deep.png").stat().st_size < 75_000
     script = f"""if True:
         import resource
         from concurrent.futures import ThreadPoolExecutor
-        from rarebox.data.images import DECODED, read_picture
+        from rarebox.data import images
+        from rarebox.data.images import read_picture
+        from rarebox.data.memory_limit import MemoryLimit
         from rarebox.types import ImageRecord
-        record = ImageRecord(1, {str(tmp_path / "deep.png")!r}, 9000, 9000)
+        images.DECODED = MemoryLimit(images.DECODED.size // 4)
+        record = ImageRecord(1, {str(tmp_path / "deep.png")!r}, 4500, 4500)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with ThreadPoolExecutor(3) as threads:
             shades = [p.pixels.max() for p in threads.map(lambda _: read_picture(record, 100, 100), range(3))]
         assert set(shades) == {{1}}, shades
         unit = 1 if __import__("sys").platform == "darwin" else 1024
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / DECODED.size)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / images.DECODED.size)
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

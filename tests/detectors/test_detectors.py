@@ -524,11 +524,11 @@ def same_weights(one: TorchDetector, other: TorchDetector) -> bool:
 def test_a_stopped_fit_resumes_with_the_same_result(
     name: str, make_detector: Make, pictures: list[Picture], targets: list[Targets], tmp_path: Path
 ) -> None:
-    whole, stopped, resumed, elsewhere = (learner(make_detector, name) for _ in range(4))
+    whole, stopped, resumed, elsewhere = (learner(make_detector, name, steps=4) for _ in range(4))
     loss = whole.fit(pictures, targets, seed=5)
 
     def stop(step: int, steps: int, smooth: float) -> None:
-        if step == 4:
+        if step == 2:
             raise KeyboardInterrupt
 
     checkpoint = tmp_path / "fit.checkpoint"
@@ -540,7 +540,7 @@ def test_a_stopped_fit_resumes_with_the_same_result(
     again = resumed.fit(
         pictures, targets, seed=5, checkpoint=checkpoint, progress=lambda step, of, _: seen.append((step, of))
     )
-    assert seen == [(5, STEPS), (6, STEPS)]
+    assert seen == [(3, 4), (4, 4)]
     assert same_weights(resumed, whole)
     assert again == loss
 
@@ -551,7 +551,7 @@ def test_a_stopped_fit_resumes_with_the_same_result(
 def test_two_fits_with_the_same_seed_are_equal(
     make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:
-    one, other = (learner(make_detector, "faster_rcnn", steps=3) for _ in range(2))
+    one, other = (learner(make_detector, "faster_rcnn", steps=2) for _ in range(2))
     assert one.fit(pictures, targets, seed=1) == other.fit(pictures, targets, seed=1)
     torch.manual_seed(99)  # other code may use the global generator
     assert same_weights(one, other)
@@ -582,7 +582,7 @@ def test_a_fit_makes_the_loss_smaller(
     assert all(dict(detector.network.named_parameters())[n].equal(p) for n, p in frozen.items())
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize("loss", thinned([math.nan, math.inf], lambda number, _: number == 0))
 def test_a_loss_that_is_not_finite_stops_the_fit_with_its_step_and_keeps_the_state_before(
     loss: float, make_detector: Make, pictures: list[Picture], targets: list[Targets], tmp_path: Path
 ) -> None:
@@ -693,7 +693,7 @@ def test_a_fit_and_its_helpers_know_what_is_complete(
 def test_the_pretrained_body_trains_at_its_own_rate(
     make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:
-    still = learner(make_detector, "retinanet", steps=2, backbone_lr=0.0)
+    still = learner(make_detector, "retinanet", steps=1, backbone_lr=0.0)
     before = {name: p.clone() for name, p in still.network.named_parameters()}
     still.fit(pictures, targets, seed=0)
     moved = {name for name, p in still.network.named_parameters() if not p.equal(before[name])}

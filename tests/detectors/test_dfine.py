@@ -16,6 +16,7 @@ from transformers import RTDetrImageProcessor
 from rarebox import config, detectors
 from rarebox.cli import main
 from rarebox.config import PseudoSettings, TrainingSettings
+from rarebox.data import scenes
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, body_channels, hub, on_device
 from rarebox.detectors.architectures import ARCHITECTURES, COCO
@@ -429,13 +430,15 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_asks_the_same_boxes_twice(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = tiny.make_data(tmp_path / "data")
+    data = scenes.make(tmp_path / "data", seed=3, train=8, test=2, size=(96, 96))
     options = tiny.as_options(
         budget=[6],
         detector__name="dfine",
         detector__backbone=tiny_dfine.BACKBONE,
         detector__weights=pretrained,
         training__lr=1e-3,
+        training__steps=3,
+        scoring__views=["flip"],
     )
     asked: list[list[tuple[int, list[float]]]] = []
     models: list[dict[str, torch.Tensor]] = []
@@ -443,7 +446,7 @@ def test_a_run_asks_the_same_boxes_twice(
         monkeypatch.setattr(
             sys, "argv", ["rarebox", "run", str(tmp_path / name), "--data", str(data), "--json", *options]
         )
-        with pytest.raises(SystemExit) as ended, tiny.figures_not_drawn():
+        with pytest.raises(SystemExit) as ended, tiny.without_figures():
             main.main()
         assert not ended.value.code, capsys.readouterr()
         with Store(tmp_path / name / "labels.sqlite") as store:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from rarebox import config
 from rarebox.core.files import hold
-from rarebox.data import datasets
+from rarebox.data import datasets, scenes
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, body_channels, frozen
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
@@ -28,8 +28,8 @@ from rarebox.loop.run import pictures_of, views_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool.views import View, make_views
 from rarebox.types import ImageRecord, Picture, Targets
+from tests import tiny
 from tests.loop.test_loop import outcome, timeless
-from tests.tiny import make_data, settings
 
 VIEWS = ("cutout", "scale_0.8", "rotate_5", "flip")
 FREEZE: dict[str, Any] = {"training__freeze": "backbone"}
@@ -37,7 +37,12 @@ FREEZE: dict[str, Any] = {"training__freeze": "backbone"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "scenes")
+    return scenes.make(tmp_path_factory.mktemp("data") / "scenes", seed=3, train=8, test=2, size=(96, 96))
+
+
+def settings(data: Path, **changes: Any) -> config.Settings:
+    """Settings of a run with the whole network, which is slow."""
+    return tiny.settings(data, **{"training__steps": 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +127,7 @@ def test_a_mirrored_picture_is_its_flip_view(detector: TorchDetector, pictures: 
 
 
 def test_a_run_keeps_its_body_and_processes_each_image_once(finished: Path, extracted: list[int]) -> None:
-    assert sum(extracted) == 14 + 5
+    assert sum(extracted) == 8 + 2
     assert "backbone" in RunFolder(finished).records()[0]["seconds"]
     first, last = (load_file(finished / f"cycle_0{c}/model.safetensors") for c in (1, 2))
     body = [name for name in first if name.startswith("backbone.body.")]
@@ -218,7 +223,7 @@ def test_maps_of_other_photos_are_never_taken(
     other = tmp_path / "other"
     shutil.copytree(data, other)
     simulate.simulate(tmp_path / "sharing", settings(other, budget=[6], **FREEZE), share=finished)
-    assert sum(looked) == 5
+    assert sum(looked) == 2
     # A run that has cached maps but not trained does not resume with other photos.
     with monkeypatch.context() as broken:
         broken.setattr(TorchDetector, "fit", lambda *_, **__: (_ for _ in ()).throw(UserError("stopped")))

@@ -777,7 +777,7 @@ def test_scores_by_the_shared_model_are_computed_once_and_change_nothing(
         n: {**base, "selection.strategy": s}
         for n, s in (("U", "uncertainty"), ("CB", "class_balanced"), ("E", "entropy"))
     }
-    file = grid(data=[str(pictures)], methods=methods, budgets=[[6, 6]])
+    file = grid(data=[str(pictures)], methods=methods, budgets=[[6, 6]], settings={**COMMON, "training.steps": 2})
     out, apart = tmp_path / "out", tmp_path / "apart"
 
     def done(only: str, where: Path = out) -> set[int]:

@@ -641,8 +641,16 @@ def test_markdown(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def test_the_page_of_a_grid(tmp_path: Path) -> None:
-    page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", [*standard(), FAILED, FULL])]))
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a grid, with its report in ``out``."""
+    folder = write(tmp_path_factory.mktemp("reported") / "grid", [*standard(), FAILED, FULL])
+    write_report(folder / "out", [folder])
+    return folder
+
+
+def test_the_page_of_a_grid(reported: Path) -> None:
+    page = Page(reported / "out" / "report.html")
     told = (
         "The paper’s whole method ends 0.040 AP50 above plain uncertainty; 3 seeds cannot distinguish this from chance."
     )
@@ -658,19 +666,17 @@ def test_the_page_of_a_grid(tmp_path: Path) -> None:
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     body = page.source.partition("</style>")[2]
     assert not [colour for colour in drawing.LIGHT.values() if colour in body]
-    assert str(tmp_path) not in page.source
-    stems = {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")}
-    assert stems == {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert str(reported.parent) not in page.source
+    stems = {path.stem for path in (reported / "out" / "figures").glob("*.svg")}
+    assert stems == {path.stem for path in (reported / "out" / "figures").glob("*.png")}
     assert {"ap50_labels", "ap50_reviews", "rare_labels", "minus_U", "minus_box_random", "hits_of_classes"} <= stems
-    assert (tmp_path / "out" / "tables.md").read_text(encoding="utf-8").startswith("## zoo")
+    assert (reported / "out" / "tables.md").read_text(encoding="utf-8").startswith("## zoo")
 
 
-def test_the_same_grid_gives_the_same_bytes(tmp_path: Path) -> None:
-    grid_out = write(tmp_path / "grid", standard())
-    for name in ("a", "b"):
-        write_report(tmp_path / name, [grid_out])
-    for file in (path for path in (tmp_path / "a").rglob("*") if path.is_file()):
-        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+def test_the_same_grid_gives_the_same_bytes(reported: Path, tmp_path: Path) -> None:
+    write_report(tmp_path, [reported])
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert file.read_bytes() == (reported / "out" / file.relative_to(tmp_path)).read_bytes()
 
 
 def test_several_groups_and_one_with_nothing_finished(tmp_path: Path) -> None:
@@ -734,7 +740,7 @@ def test_a_report_on_several_grids_is_in_no_grids_folder(tmp_path: Path, monkeyp
 
 def test_the_command(tmp_path: Path) -> None:
     folder = write(tmp_path / "grid", standard())
-    with tiny.figures_not_drawn():
+    with tiny.without_figures():
         done = CliRunner().invoke(app, ["report", str(folder)])
         assert done.output.strip() == str((folder / "report.html").resolve())
         CliRunner().invoke(app, ["report", str(folder / "results.jsonl"), "--to", str(tmp_path / "to")])

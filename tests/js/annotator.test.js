@@ -353,6 +353,51 @@ test("a conflict reports the current answer", async () => {
   assert.ok(!annotator.canUndo);
 });
 
+test("boxes on a whole image that somebody else has answered are kept as a change of that answer", async () => {
+  freshBrowser();
+  server = new FakeServer(question(1, null), question(2));
+  await openPage();
+  annotator.editor.pen = 0;
+  annotator.editor.draw([10, 10, 60, 60], false);
+  annotator.editor.draw([300, 10, 350, 60], false);
+  const image = question(1).image;
+  const theirs = { query: 1, answer: 1, by: "ben", verdict: "object", boxes: [[11, 10, 60, 61]], labels: [0] };
+  server.saved.push({ ...theirs, image: 1 });
+  await press("yes");
+  assert.match(notices.at(-1), /by ben.*only you drew \(1\), open that answer/);
+  annotator.edit(
+    { ...theirs, image, box: null, guess: null, cycle: 1, at: "" },
+    { labels: [], others: [], complete: false },
+  );
+  assert.deepEqual(
+    annotator.task?.sketch.drafts.map(({ box }) => box),
+    [
+      [11, 10, 60, 61],
+      [300, 10, 350, 60],
+    ],
+  );
+});
+
+test("boxes on a whole image that was refused are there when the question returns", async () => {
+  freshBrowser();
+  server = new FakeServer(question(1, null), question(2));
+  await openPage();
+  annotator.editor.pen = 0;
+  annotator.editor.draw([10, 10, 60, 60], false);
+  server.up = false;
+  await press("yes");
+  server.refused.add(annotator.outbox.waiting[0].item.key);
+  server.up = true;
+  await after(20_000);
+  assert.match(notices.at(-1), /Not saved.*Your boxes are kept/);
+  await openPage();
+  assert.equal(shown(), 1);
+  assert.deepEqual(
+    annotator.task?.sketch.drafts.map(({ box }) => box),
+    [[10, 10, 60, 60]],
+  );
+});
+
 test("answers can be undone after the page was loaded again", async () => {
   await press("notAnObject");
   await openPage();

@@ -114,18 +114,18 @@ def run(*command: Any) -> tuple[int, str]:
     return done.exit_code, f"{done.output}{done.exception or ''}"
 
 
-@pytest.mark.parametrize("third", first_seeds(3))
+@pytest.mark.parametrize("sixth", first_seeds(6))
 @pytest.mark.parametrize(
     ("number_of_cell", "table", "column", "contents"),
     [pytest.param(number, *cell, id="-".join(cell[:2])) for number, cell in enumerate(CELLS)],
 )
 def test_no_damaged_cell_ends_in_a_traceback(
-    root: Path, number_of_cell: int, table: str, column: str, contents: tuple[Any, ...], third: int, tmp_path: Path
+    root: Path, number_of_cell: int, table: str, column: str, contents: tuple[Any, ...], sixth: int, tmp_path: Path
 ) -> None:
-    """Each third of the garbage starts elsewhere in the next cell, so that one third of each has all kinds."""
+    """Each sixth of the garbage starts elsewhere in the next cell, so that one sixth of each has all kinds."""
     whole = (root / "labels.sqlite").read_bytes()
-    tried = [*enumerate(contents)][(number_of_cell + third) % 3 :: 3]
-    in_full = tried[number_of_cell // 3 % len(tried)][0]
+    tried = [*enumerate(contents)][(number_of_cell + sixth) % 6 :: 6]
+    in_full = tried[number_of_cell // 6 % len(tried)][0]
     for number, value in tried:
         (root / "labels.sqlite").write_bytes(whole)
         if not damaged(root, table, column, value, row=number % 2):
@@ -140,7 +140,7 @@ def test_no_damaged_cell_ends_in_a_traceback(
         is_due(project, 1, True)
         with suppress(UserError):
             import_a_task(project)
-        if number == in_full:
+        if number == in_full and (number_of_cell + sixth) % 2 == 0:
             everything(project, tmp_path)
         project.store.close()
 

@@ -275,11 +275,39 @@ def test_an_image_without_answers_has_empty_labels(store: Store) -> None:
     assert (nothing.rejected.shape, nothing.skipped.shape, nothing.complete) == ((0, 4), (0, 4), False)
 
 
+@pytest.mark.parametrize("whole_first", [False, True])
+def test_an_object_that_a_whole_image_and_a_question_have_is_returned_once(store: Store, whole_first: bool) -> None:
+    """Somebody boxed a photo while another person was asked about an object there."""
+    store.add_images([image(1)])
+    store.open_cycle(1)
+    near, apart, of_another_class = [12, 10, 60, 61], [40, 10, 90, 60], [13, 10, 60, 60]
+    one, whole = store.ask(1, [query(1, [10, 10, 60, 60]), query(1)])
+    drawn = answer(whole, OBJECT, (near, 0), (apart, 0), (of_another_class, 1))
+    confirmed = answer(one, OBJECT, ([10, 10, 60, 60], 0))
+    for each in (drawn, confirmed) if whole_first else (confirmed, drawn):
+        store.record([each])
+    found = store.labels()[1]
+    assert found.complete
+    assert sorted(zip(found.labels.tolist(), found.boxes[:, 0].tolist(), strict=True)) in (
+        [(0, 10.0), (0, 40.0), (1, 13.0)],
+        [(0, 12.0), (0, 40.0), (1, 13.0)],
+    )
+
+
+def test_boxes_drawn_close_together_on_a_whole_image_all_count(store: Store) -> None:
+    store.add_images([image(1)])
+    store.open_cycle(1)
+    (whole,) = store.ask(1, [query(1)])
+    store.record([answer(whole, OBJECT, ([10, 10, 60, 60], 0), ([12, 10, 60, 61], 0))])
+    assert len(store.labels()[1].boxes) == 2
+
+
 def test_an_object_recorded_twice_is_returned_once(store: Store) -> None:
     almost = [0.0, 0.0, 10.0, 10.0005]  # IoU with A 0.99995
     near = [0.0, 0.0, 10.0, 10.01]  # IoU with A 0.999
     tell(store, A, OBJECT, (A, 0))
-    tell(store, None, OBJECT, (B, 1), (almost, 0), (A, 1), (near, 0))
+    tell(store, C, OBJECT, (almost, 0), (B, 1), (A, 1), (near, 0))
+    tell(store, None, OBJECT, (B, 1))
     known = store.labels_of(1)
     assert (known.boxes.tolist(), known.labels.tolist()) == (
         np.array([A, B, A, near], dtype=np.float32).tolist(),

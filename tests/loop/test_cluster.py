@@ -229,6 +229,7 @@ def timeless(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_node_removed_in_the_middle_changes_nothing(
     finished: Path, joined: cluster.Cluster, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ from rarebox.strategies import box
 from rarebox.types import JUDGED, Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Query, Verdict
 from tests import forked
 from tests.shards import read_all
+from tests.thinned import thinned
 from tests.tiny import as_options, make_data, settings
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -87,6 +88,12 @@ def outcome(out: Path) -> tuple[list[Record], list[Any]]:
     return timeless(RunFolder(out).records()), said
 
 
+def begins_like(out: Path, finished: Path) -> bool:
+    """Whether everything that a run decided in its cycles is what the finished one decided in those."""
+    (records, said), (more_records, more_said) = outcome(out), outcome(finished)
+    return records == more_records[: len(records)] and len(said) > 0 and said == more_said[: len(said)]
+
+
 def test_record_has_the_documented_fields(finished: Path) -> None:
     records = json.loads((finished / "metrics.json").read_text())
     assert [r["cycle"] for r in records] == [1, 2, 3]
@@ -119,6 +126,7 @@ def test_labels_and_reviews_add_up_from_the_stores_events(finished: Path) -> Non
             assert sum(record["selected_per_class"].values()) == len(this)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_budget_is_spent_and_never_exceeded(pictures: Path, finished: Path, tmp_path: Path) -> None:
     for unit in ("labels", "reviews"):
         records = simulate.simulate(
@@ -195,7 +203,9 @@ def test_whole_images_are_verified_where_the_settings_say_so(
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
+@pytest.mark.parametrize(
+    "strategy", thinned(sorted(strategies.IMAGE), lambda _, name: name in ("image_entropy", "image_per_second"))
+)
 def test_image_level_methods_pay_for_every_object_of_their_images(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -223,7 +233,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
+@pytest.mark.parametrize("strategy", thinned(sorted(strategies.IMAGE), lambda _, name: name == "image_per_second"))
 def test_image_level_method_reports_when_the_images_run_out(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -242,7 +252,9 @@ def all_labelled(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("strategy", sorted(strategies.BOX))
+@pytest.mark.parametrize(
+    "strategy", thinned(sorted(strategies.BOX), lambda _, name: name in ("class_balanced", "coreset"))
+)
 def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
     pictures: Path, all_labelled: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -269,7 +281,7 @@ VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
 
 
 def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None:
-    """What 150 budgets buy, each in a separate cycle: no image is skipped because of its cost."""
+    """What 100 budgets buy, each in a separate cycle: no image is skipped because of its cost."""
     sizes = np.random.default_rng(5).geometric(1 / 13, size=300) - 1  # some are empty
     truth = {
         i: GroundTruth(np.tile(np.array([[0, 0, 9, 9]], np.float32), (n, 1)), np.zeros(n, np.int64), np.zeros(n, bool))
@@ -283,9 +295,9 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
             store=store,
             oracle=SimulatedOracle(truth),
             settings=config.Settings(),
-            budget=lambda cycle: rules.Budget(50, store.spent(cycle).labels, len(store.unanswered(cycle))),
+            budget=lambda cycle: rules.Budget(30, store.spent(cycle).labels, len(store.unanswered(cycle))),
         )
-        for cycle in range(150):
+        for cycle in range(100):
             store.open_cycle(cycle)
             ranking = strategies.IMAGE["image_random"](Candidates.none(1), state, np.random.default_rng(cycle))
             ranked: Any = SimpleNamespace(queue=LazyRanking.of(Candidates.none(1), ranking), cycle=cycle)
@@ -299,7 +311,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("share", thinned([0.5, 1.0], lambda number, _: number == 0))
 def test_exploring_ends_with_the_image_that_reaches_its_fraction(
     pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,9 +370,16 @@ def test_an_images_result_does_not_depend_on_its_batch(pictures: Path, finished:
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(
-    ("strategy", "unit"), [("image_random", "labels"), ("coreset", "labels"), ("class_balanced", "seconds")]
+    ("strategy", "unit", "recorded"),
+    thinned(
+        [
+            (*asked, recorded)
+            for asked in (("image_random", "labels"), ("coreset", "labels"), ("class_balanced", "seconds"))
+            for recorded in (False, True)
+        ],
+        lambda number, _: number in (1, 2, 5),
+    ),
 )
-@pytest.mark.parametrize("recorded", [False, True])
 def test_interrupted_asking_resumes(
     pictures: Path,
     finished: Path,
@@ -553,8 +572,8 @@ def test_nothing_is_asked_twice_nor_near_what_is_settled(finished: Path) -> None
 def test_same_seed_same_everything(pictures: Path, finished: Path, tmp_path: Path) -> None:
     simulate.simulate(tmp_path / "again", settings(pictures))
     assert outcome(tmp_path / "again") == outcome(finished)
-    simulate.simulate(tmp_path / "other", settings(pictures, seed=1))
-    assert outcome(tmp_path / "other") != outcome(finished)
+    simulate.simulate(tmp_path / "other", settings(pictures, seed=1, budget=[]))
+    assert not begins_like(tmp_path / "other", finished)
 
 
 def test_a_finished_run_is_not_changed(pictures: Path, finished: Path) -> None:
@@ -579,8 +598,21 @@ def first(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize(
-    ("strategy", "method"),
-    [("random", "none"), ("uncertainty", "hard"), ("class_balanced", "task_hard"), ("class_balanced", "ignore_only")],
+    ("first", "strategy", "method"),
+    thinned(
+        [
+            (detector, *row)
+            for detector in ("retinanet", "faster_rcnn")
+            for row in (
+                ("random", "none"),
+                ("uncertainty", "hard"),
+                ("class_balanced", "task_hard"),
+                ("class_balanced", "ignore_only"),
+            )
+        ],
+        lambda number, _: number in (1, 2, 4, 7),  # each row and each detector
+    ),
+    indirect=["first"],
 )
 def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path, strategy: str, method: str) -> None:
     chosen = settings(
@@ -603,8 +635,9 @@ def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path
 def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, tmp_path: Path) -> None:
     other = settings(pictures, selection__strategy="random")
     shared = simulate.simulate(tmp_path / "shared", other, share=finished)
-    alone = simulate.simulate(tmp_path / "alone", other)
-    assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
+    alone = simulate.simulate(tmp_path / "alone", settings(pictures, selection__strategy="random", budget=[6]))
+    said, said_alone = outcome(tmp_path / "shared")[1], outcome(tmp_path / "alone")[1]
+    assert said[: len(said_alone)] == said_alone
     assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
     assert "fit" not in shared[0]["seconds"]
     assert "evaluate" not in shared[0]["seconds"]  # of the same model: copied, too
@@ -662,11 +695,12 @@ def test_options_that_change_what_is_trained_on_or_from_do(pictures: Path, finis
     one, other = (read_model(folder / "cycle_02") for folder in (tmp_path / "warm", finished))
     assert any((one[name] != other[name]).any() for name in one)
 
-    simulate.simulate(tmp_path / "pool", settings(pictures, pseudo__images="pool", budget=[6]))
+    simulate.simulate(tmp_path / "pool", settings(pictures, pseudo__images="pool", budget=[6]), share=finished)
     everywhere = read_targets(tmp_path / "pool" / "cycle_02" / "targets.parquet")
     assert set(read_targets(finished / "cycle_02" / "targets.parquet")) < set(everywhere)
 
-    soft = simulate.simulate(tmp_path / "soft", settings(pictures, selection__class_frequency="soft", budget=[6]))
+    chosen = settings(pictures, selection__class_frequency="soft", budget=[6])
+    soft = simulate.simulate(tmp_path / "soft", chosen, share=finished)
     assert sum(soft[1]["class_frequency"].values()) == pytest.approx(1)
     assert soft[1]["class_frequency"] != fresh[1]["class_frequency"]
 
@@ -748,12 +782,14 @@ def test_strategy_never_sees_the_truth(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
-def test_budget_larger_than_the_pool_uses_all_and_reports_it(pictures: Path, tmp_path: Path) -> None:
-    records = simulate.simulate(tmp_path / "run", settings(pictures, budget=[10_000]))
+def test_budget_larger_than_the_pool_uses_all_and_reports_it(
+    pictures: Path, finished: Path, all_labelled: Path, tmp_path: Path
+) -> None:
+    records = simulate.simulate(tmp_path / "run", settings(pictures, budget=[10_000]), share=finished)
     assert any("no candidates are left" in note for note in records[1]["notes"])
-    records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]))
+    records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]), share=all_labelled)
     assert records[0]["images_full"] == 14
-    assert "99" in records[0]["notes"][0]
+    assert any("99" in note for note in records[0]["notes"])
     assert records[1]["reviews_this_cycle"] == 0
 
 
@@ -795,7 +831,7 @@ def test_exploration_resumes_after_a_kill(pictures: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("answers", [2, 4])
+@pytest.mark.parametrize("answers", thinned([2, 4], lambda number, _: number == 0))
 def test_interrupted_exploration_skips_the_images_already_asked_about(
     pictures: Path, finished: Path, tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -943,12 +979,12 @@ def test_a_damaged_table_is_named(pictures: Path, finished: Path, tmp_path: Path
 
 
 def test_a_damaged_checkpoint_is_ignored(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    chosen = settings(pictures)
+    chosen = settings(pictures, budget=[])
     RunFolder(tmp_path / "run").cycle(1).mkdir(parents=True)
     (tmp_path / "run" / "settings.yaml").write_text(config.dump(chosen))
     (tmp_path / "run" / "cycle_01" / "fit.checkpoint").write_bytes(b"not a checkpoint")
     simulate.simulate(tmp_path / "run", chosen)
-    assert outcome(tmp_path / "run") == outcome(finished)
+    assert begins_like(tmp_path / "run", finished)
 
 
 def test_boxes_that_shrink_to_nothing_do_not_stop_training(pictures: Path, tmp_path: Path) -> None:
@@ -996,11 +1032,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
         return {k: v * torch.nan for k, v in losses.items()} if next(calls) == 3 else losses
 
     monkeypatch.setattr(WeightedHead, "losses", sick)
-    chosen = settings(pictures, training__checkpoint_seconds=0)
+    chosen = settings(pictures, budget=[], training__checkpoint_seconds=0)
     with pytest.raises(TrainingDiverged, match=r"step 4 of 6.*state before it is in .*fit\.checkpoint"):
         simulate.simulate(tmp_path / "run", chosen)
     monkeypatch.undo()
-    assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # the same command resumes
+    assert len(simulate.simulate(tmp_path / "run", chosen)) == 1  # the same command resumes
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing(
@@ -1009,12 +1045,13 @@ def test_a_full_disk_is_an_error_that_loses_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "shard_00000.part")
 
+    chosen = settings(pictures, budget=[])
     monkeypatch.setattr(parquet.pq, "write_table", full)
     with pytest.raises(UserError, match=r"shard_00000\.part: No space left on device.*repeat the command"):
-        simulate.simulate(tmp_path / "run", settings(pictures))
+        simulate.simulate(tmp_path / "run", chosen)
     monkeypatch.undo()
-    simulate.simulate(tmp_path / "run", settings(pictures))
-    assert outcome(tmp_path / "run") == outcome(finished)
+    simulate.simulate(tmp_path / "run", chosen)
+    assert begins_like(tmp_path / "run", finished)
 
 
 class Killed(BaseException):
@@ -1043,12 +1080,13 @@ def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         yield lambda: count
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("untrained")
 def test_death_before_any_write_changes_nothing_in_the_end(
-    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Die at every change of the state on disk, one after the other, within one run."""
-    out, chosen, deaths = tmp_path / "run", settings(pictures), 0
+    out, chosen, deaths = tmp_path / "run", settings(pictures, budget=[6]), 0
+    simulate.simulate(tmp_path / "whole", chosen)
     while True:
         try:
             with killed_at(deaths % 5 + 1, monkeypatch):  # each life makes one to five changes, then dies
@@ -1057,15 +1095,15 @@ def test_death_before_any_write_changes_nothing_in_the_end(
         except Killed:
             deaths += 1
             assert deaths < 100
-    assert deaths > 10
-    assert outcome(out) == outcome(finished)
+    assert deaths > 5
+    assert outcome(out) == outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
     """A real process is killed; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
     out, moments, kills = tmp_path / "run", random.Random(0), 0
-    command = ["run", out, "--data", pictures, "--json", *as_options()]
+    command = ["run", out, "--data", pictures, "--json", *as_options(budget=[6])]
     while kills < 4:
         said = tmp_path / f"said_{kills}"
         child = forked.start_command(command, said)
@@ -1083,16 +1121,16 @@ def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Pat
     last.join()
     assert last.exitcode == 0, (tmp_path / "said").read_text()
     assert kills
-    assert outcome(out) == outcome(finished)
+    assert begins_like(out, finished)
 
 
 def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates_and_questions(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
-    simulate.simulate(tmp_path / "run", settings(pictures, scoring__shard_size=1000))
-    assert [asked[:1] + asked[2:3] for asked in outcome(tmp_path / "run")[1]] == [
-        asked[:1] + asked[2:3] for asked in outcome(finished)[1]
-    ]
+    simulate.simulate(tmp_path / "run", settings(pictures, budget=[6], scoring__shard_size=1000))
+    ours, theirs = ([asked[:1] + asked[2:3] for asked in outcome(out)[1]] for out in (tmp_path / "run", finished))
+    assert ours == theirs[: len(ours)]
+    assert len(ours) > 6
     one, many = read_all(tmp_path / "run/cycle_02/candidates"), read_all(finished / "cycle_02/candidates")
     assert len(list((finished / "cycle_02/candidates").glob("shard_*"))) == 2
     assert (one.image_id == many.image_id).all()
@@ -1160,8 +1198,8 @@ def test_a_run_resumes_with_its_original_shards(
 
     monkeypatch.setattr(scoring, "score_images", cut)
     with pytest.raises(KeyboardInterrupt):
-        simulate.simulate(tmp_path / "run", settings(pictures))
+        simulate.simulate(tmp_path / "run", settings(pictures, budget=[6]))
     monkeypatch.undo()
-    simulate.simulate(tmp_path / "run", settings(pictures, scoring__shard_size=3))
-    assert outcome(tmp_path / "run") == outcome(finished)
-    assert RunFolder(tmp_path / "run").read_settings() == settings(pictures)
+    simulate.simulate(tmp_path / "run", settings(pictures, budget=[6], scoring__shard_size=3))
+    assert begins_like(tmp_path / "run", finished)
+    assert RunFolder(tmp_path / "run").read_settings() == settings(pictures, budget=[6])

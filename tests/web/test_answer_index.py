@@ -79,7 +79,7 @@ def roll_back(answer_index: AnswerIndex, people: People, dice: random.Random, st
     answer_index.forget(*mark)
 
 
-@pytest.mark.parametrize("seed", first_seeds(5, kept=2))
+@pytest.mark.parametrize("seed", first_seeds(5))
 def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> None:
     dice, answer_index, store, saved = random.Random(seed), AnswerIndex(COST), people.store, 0
     for step in range(250):
@@ -142,7 +142,7 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
     assert anew.disagreements() == [h for h in twice if not h.agrees({}) and h.ever <= h.question.wanted]
 
 
-@pytest.mark.parametrize("seed", first_seeds(5, kept=2))
+@pytest.mark.parametrize("seed", first_seeds(5))
 def test_assignment_is_the_same_with_and_without_an_index(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex(COST)
     for step in range(75):
@@ -168,7 +168,7 @@ def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
             undone.rollback()
 
 
-@pytest.mark.parametrize("seed", first_seeds(5, kept=2))
+@pytest.mark.parametrize("seed", first_seeds(5))
 def test_an_index_that_learns_of_merged_classes_counts_like_a_new_one(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex(COST)
     for step in range(240):

@@ -68,11 +68,19 @@ def until(came: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def listening(tmp_path: Path) -> Iterator[Listening]:
-    project = make_project(tmp_path)
+@pytest.fixture(scope="module")
+def large_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo of 17 MB."""
     noise = np.random.default_rng(0).integers(0, 255, (2400, 2400, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "photos" / "photo99.png")
+    file = tmp_path_factory.mktemp("large") / "photo99.png"
+    Image.fromarray(noise).save(file, compress_level=0)
+    return file
+
+
+@pytest.fixture
+def listening(large_photo: Path, tmp_path: Path) -> Iterator[Listening]:
+    project = make_project(tmp_path)
+    (tmp_path / "photos" / "photo99.png").hardlink_to(large_photo)
     project.add_new_images()
     open_cycle(project, 2, range(4, 13))
     with opened(project) as house, closing(Listening(house)) as listening:

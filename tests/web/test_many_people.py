@@ -24,7 +24,7 @@ from tests import tiny
 from tests.serving import Served, make_project
 
 CLASSES = ("fish", "ray", "shark")
-ANSWERS, KILLS = 300, 5
+ANSWERS, KILLS = 120, 5
 
 
 @pytest.fixture(scope="module")

@@ -330,21 +330,19 @@ def test_invalid_events_are_refused(client: TestClient, project: Project, change
     assert People(project.store).given() == []
 
 
-@pytest.mark.parametrize("result", ["x", "[", [None], ["x"], [3], None, 3])
-def test_an_annotation_with_an_unreadable_result_withdraws_nothing(
-    client: TestClient, project: Project, result: Any
-) -> None:
+def test_an_annotation_with_an_unreadable_result_withdraws_nothing(client: TestClient, project: Project) -> None:
     shown = ask(client, "a.jpg")[0]
     drawn = region([5, 5, 20, 20], "dog", "x")
     assert client.post("webhook", json=event("ANNOTATION_CREATED", "a.jpg", shown, [drawn])).status_code == 201
     before = project.store.labels()[1].boxes.tolist()
     assert before
     told = event("ANNOTATION_UPDATED", "a.jpg", shown, [])
-    told["annotation"]["result"] = result
-    answer = client.post("webhook", json=told)
-    assert answer.status_code == 422
-    assert "result" in answer.json()["detail"]
-    assert project.store.labels()[1].boxes.tolist() == before
+    for result in ("x", "[", [None], ["x"], [3], None, 3):
+        told["annotation"]["result"] = result
+        answer = client.post("webhook", json=told)
+        assert answer.status_code == 422, result
+        assert "result" in answer.json()["detail"], result
+        assert project.store.labels()[1].boxes.tolist() == before, result
 
 
 def test_an_event_that_arrives_late_undoes_nothing(client: TestClient, project: Project) -> None:
@@ -361,10 +359,10 @@ def test_an_event_that_arrives_late_undoes_nothing(client: TestClient, project: 
 
 
 @pytest.mark.parametrize("path", ["predict", "setup", "webhook"])
-@pytest.mark.parametrize("body", ["[]", "nonsense", '{"tasks": 3, "schema": 4, "action": 5}'])
-def test_malformed_requests_are_refused(client: TestClient, path: str, body: str) -> None:
-    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 422
+def test_malformed_requests_are_refused(client: TestClient, path: str) -> None:
+    for body in ("[]", "nonsense", '{"tasks": 3, "schema": 4, "action": 5}'):
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, body
 
 
 def test_any_provider_works() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from rarebox.project.project import Project
 from rarebox.types import Answer, Query, Verdict
 from tests.house import BOX, ask_whole_images, make_project
 from tests.serving import Served
+from tests.thinned import thinned
 
 TASK = {
     "data": {"image": "photo05.jpg"},
@@ -76,8 +78,12 @@ def save(served: Served, answers: int) -> None:
         assert [result["status"] for result in results] == ["saved"] * answers
 
 
-@pytest.mark.parametrize("ends", [["-wal", "-shm"], ["-wal"]])
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("ends", "end"),
+    thinned(
+        product((["-wal", "-shm"], ["-wal"]), (signal.SIGKILL, signal.SIGTERM)), lambda number, _: number in (0, 3)
+    ),
+)
 def test_an_import_waits_until_the_server_has_ended(
     project: Project, tmp_path: Path, ends: list[str], end: signal.Signals
 ) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import event
 
 from rarebox.core import seeds
 from rarebox.errors import Unavailable, UserError
-from rarebox.labels.leases import People, Status, Submission
+from rarebox.labels.leases import Outcome, People, Status, Submission
 from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.pool import asker
@@ -255,6 +255,29 @@ def test_the_wanted_share_of_the_questions_is_for_two_people(tmp_path: Path, sha
     made.store.close()
 
 
+def test_an_undo_that_the_trainer_saw_does_not_keep_it_from_training(tmp_path: Path) -> None:
+    """Between the undo of the last answer of the budget and its repetition the trainer looks, and nothing is due."""
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 41)]
+    made = make_project(tmp_path / "project", records, CLASSES, budget=[3], budget_unit="reviews")
+    service, sent = AnnotationService(made, train=False), list[str]()
+    trainer = SimpleNamespace(status=IDLE, working=False, send=sent.append, close=lambda: None)
+    service.trainer = cast(Any, trainer)
+    outcomes = list[Outcome]()
+    for _ in range(3):
+        (query,) = next_of(service, want=1)
+        outcomes = service.answer("anna", "anna", [said(query)], 0).result(20).outcomes
+    assert sent == ["go on"]
+    trainer.status = {**IDLE, "state": "working"}
+    nothing = np.zeros((0, 4)), np.zeros(0, np.int64)
+    undo = Submission("undo", Verdict.WITHDRAWN, *nothing, query_id=outcomes[0].query_id, after=outcomes[0].answer_id)
+    service.answer("anna", "anna", [undo], 1).result(20)
+    trainer.status = IDLE
+    (again,) = next_of(service, want=1)
+    service.answer("anna", "anna", [said(again, "again")], 1).result(20)
+    service.close()
+    assert sent == ["go on"] * 2
+
+
 # ------------------------------------------------------------------------------------------- more people than photos
 
 
@@ -327,7 +350,7 @@ def test_the_questions_are_those_found_by_scanning_the_ranking(
     dice, store, source = random.Random(seed), small.store, small.asker(2)
     assert source
     source._iou, done, total = 0.5, set[int](), 0
-    for _ in range(60):
+    for _ in range(40):
         most, skip_busy = dice.randrange(1, 7), dice.random() < 0.5
         busy = {query.image_id for query in store.unanswered(2)}
         wanted = plainly(source, done, most, skip_busy, busy)
@@ -348,7 +371,7 @@ def test_the_questions_are_those_found_by_scanning_the_ranking(
             place = dice.randrange(300)
             done.add(place)
             source.was_asked({"rank": place})
-    assert total > 30
+    assert total > 20
 
 
 # ------------------------------------------------------------------------------------------- classes
@@ -470,6 +493,20 @@ def test_a_photo_in_somebodys_hand_is_asked_of_nobody_else_in_cycle_2(tmp_path: 
         service.leave("tab").result(30)
         service.leave("tab two").result(30)
         assert first in ask("tab two", "ben") | ask("tab three", "cem") | ask("tab four", "dora")
+    finally:
+        service.close()
+
+
+def test_a_project_whose_photos_are_all_answered_before_any_is_chosen_is_finished(tmp_path: Path) -> None:
+    project = house.make_project(tmp_path)
+    project.store.open_cycle(1)
+    for query in project.store.ask(1, [Query(i, why={FURTHER: 1.0}) for i in project.store.images()]):
+        project.store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0, np.int64), Verdict.OBJECT, "anna")])
+    service = AnnotationService(project, train=False)
+    try:
+        assert service.presenter.state("anna", False)["phase"] == "preparing"
+        service.memory.records = [cast(Any, {"cycle": 1})]
+        assert service.memory.initial_are_chosen
     finally:
         service.close()
 

@@ -40,6 +40,17 @@ def house(tmp_path: Path) -> Iterator[House]:
 @pytest.fixture
 def anna(house: House) -> Browser:
     """She has labelled the first box as a shark."""
+    return with_a_shark(house)
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Her browser, for requests that must change nothing, and so can share it."""
+    with opened(started(tmp_path_factory.mktemp("refused"), *DEGREES)) as house:
+        yield with_a_shark(house)
+
+
+def with_a_shark(house: House) -> Browser:
     anna = house.browser("anna")
     (first,) = anna.next(1)
     anna.saved(query=first["id"], boxes=[first["box"]], labels=[2])
@@ -226,9 +237,9 @@ def test_a_question_of_a_search_may_go_to_two_people(tmp_path: Path) -> None:
         ({"image": 1, "box": BOX, "label": 2}, likeness.NOT_DETECTED),
     ],
 )
-def test_the_reason_is_given_if_nothing_can_be_compared(anna: Browser, body: dict[str, Any], reason: str) -> None:
-    assert reason in anna.refused("/api/search", body)
-    assert anna.get("/api/state")["search"] is None
+def test_the_reason_is_given_if_nothing_can_be_compared(refused: Browser, body: dict[str, Any], reason: str) -> None:
+    assert reason in refused.refused("/api/search", body)
+    assert refused.get("/api/state")["search"] is None
 
 
 @pytest.mark.parametrize(
@@ -244,8 +255,8 @@ def test_the_reason_is_given_if_nothing_can_be_compared(anna: Browser, body: dic
         {"label": 2, "like": "this"},
     ],
 )
-def test_a_malformed_request_is_refused(anna: Browser, body: dict[str, Any]) -> None:
-    anna.refused("/api/search", body, 422)
+def test_a_malformed_request_is_refused(refused: Browser, body: dict[str, Any]) -> None:
+    refused.refused("/api/search", body, 422)
 
 
 def test_a_merged_class_is_refused_and_its_boxes_count_for_the_other(anna: Browser) -> None:

@@ -57,6 +57,7 @@ LONGEST_TIME = 10**9
 WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
 MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same object
+DRAWN_TWICE = 0.7  # the same for boxes of two answers, one of them about the whole image
 
 DIFFICULT = "difficult"
 """In the ``why`` of a query that was answered CANNOT_TELL: the box holds a difficult object of the guess."""
@@ -792,14 +793,14 @@ class Said(NamedTuple):
     verdict: Verdict
     shown: Box | None
     whole: bool
-    difficult: int | None
+    difficult: int | None = None
 
 
 def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
     """Combine the latest answers about one image."""
     boxes = as_boxes([box for one in said for box in one.boxes])
     labels = counts_as[np.array([label for one in said for label in one.labels], dtype=np.int64)]
-    once = _first_of_each(boxes, labels)
+    once = _first_of_each(boxes, labels) & ~_drawn_again(boxes, labels, said)
     difficult = [one for one in said if one.difficult is not None]
     fruitless = [(one.shown, one.verdict) for one in said if one.shown is not None and not one.boxes]
     return ImageLabels(
@@ -823,6 +824,24 @@ def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
     for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):
         first[rows[later[earlier < later]]] = False
     return first
+
+
+def _drawn_again(boxes: Floats, labels: Ints, said: Sequence[Said]) -> Bools:
+    """(G, 4), (G,) -> (G,): True where an earlier answer has the object, and one of the two is about the whole image.
+
+    The page shows labelled boxes, so nobody draws them again, unless somebody else labelled them in the meantime.
+    """
+    counts = [len(one.boxes) for one in said]
+    again, answer = np.zeros(len(boxes), dtype=bool), np.repeat(np.arange(len(said)), counts)
+    whole = np.repeat([one.whole for one in said], counts)
+    if not whole.any() or len(said) == 1:
+        return again
+    rows = np.flatnonzero(_first_of_each(boxes, labels))
+    for a, b, _ in overlapping(boxes[rows], boxes[rows], DRAWN_TWICE, labels[rows], labels[rows]):
+        earlier, later = rows[a], rows[b]
+        apart = (answer[earlier] < answer[later]) & (whole[earlier] | whole[later])
+        again[later[apart]] = True
+    return again
 
 
 _NOTHING = _image_labels([], np.zeros(0, dtype=np.int64))

@@ -133,10 +133,10 @@ class ProjectMemory:
 
     @property
     def initial_are_chosen(self) -> bool:
-        """Whether the trainer has chosen the initial images, or imported labels replace them. Until then, people are
-        asked about random ones."""
+        """Whether the trainer has chosen the initial images, or labels replace them: imported ones, or those of all
+        images. Until then, people are asked about random ones."""
         asked = (history.question for history in self.answer_index.queries.values())
-        return self.cycle > 1 or any(one.cycle == 1 and not is_further(one) for one in asked)
+        return self.cycle > 1 or bool(self.records) or any(one.cycle == 1 and not is_further(one) for one in asked)
 
     def class_of(self, guess: int | None) -> int | None:
         """A question's guess, after merges of classes."""

@@ -56,7 +56,7 @@ class AnnotationService:
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
         self.presenter = Presenter(self.memory, lambda: self.trainer.status if self.trainer else IDLE)
         self._asked_at: dict[str, float] = {}
-        self._went_on = (-1, -1.0, -1, -1)
+        self._went_on: tuple[float, ...] | None = None  # when the trainer was last told to
         self._writer = Writer(project.store, self.memory, self._written, self._catch_up)
         self.retry()
 
@@ -361,11 +361,13 @@ class AnnotationService:
     def _written(self) -> None:
         """Start the trainer if a step is due that needs no annotator."""
         memory = self.memory
-        if not self.trainer or self.trainer.status["state"] != "idle":
+        ready = memory.exhausted or len(memory.records) >= memory.cycle or memory.spent >= memory.budget
+        if not ready:
+            self._went_on = None  # also after an undo, which the trainer may have seen and done nothing
+        if not ready or not self.trainer or self.trainer.status["state"] != "idle":
             return
         here = (memory.cycle, memory.spent, len(memory.records), len(memory.shown or ()))
-        ready = memory.exhausted or len(memory.records) >= memory.cycle or memory.spent >= memory.budget
-        if ready and here != self._went_on:
+        if here != self._went_on:
             self._went_on = here
             # After a merge of classes the trainer may count a second less: what is spent here is spent.
             seconds = self.project.settings.budget_unit == "seconds" and memory.cycle > 1

@@ -3,9 +3,11 @@
  * picture and boxes. Each answer goes through the History, which can undo it, to the Outbox, which sends it.
  */
 
+import { iou } from "./boxes.js";
 import { Drafts } from "./drafts.js";
 import { Editor } from "./editor.js";
 import { History } from "./history.js";
+import { SAME_OBJECT } from "./marks.js";
 import { Queue } from "./queue.js";
 import { classOf, inWords, offered, state } from "./state.js";
 import { answerTo, completeImage } from "./steps.js";
@@ -143,19 +145,43 @@ export class Annotator {
   settle(pairs) {
     for (const { record, result } of pairs) {
       if (result.status === "saved") continue;
-      this.history.drop(record.item.key);
+      const query = this.history.drop(record.item.key)?.query ?? null;
       if (result.status === "rolled_back" && record.aside) continue; // reported before
+      const kept = query && !query.box ? this.#keepBoxes(query, record.item, result.current) : "";
       if (!result.current) {
-        this.page.notify(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}`, "bad");
+        this.page.notify(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}${kept}`, "bad");
       } else {
         const reason = result.reason ? `${result.reason} ` : "";
         this.page.notify(
-          `${reason}The current answer is “${inWords(result.current)}”, by ${result.current.by}. Yours (${record.what}) was not saved.`,
+          `${reason}The current answer is “${inWords(result.current)}”, by ${result.current.by}. Yours (${record.what}) was not saved.${kept}`,
           "bad",
         );
       }
     }
     this.editor.refresh();
+  }
+
+  /**
+   * Keeps the boxes of an answer about a whole image that was not saved, as a draft: of the answer that stands instead, if
+   * there is one, else of the question. @param {Query} query @param {Pick<Answer, "boxes" | "labels">} own
+   * @param {import("./types.js").Standing | null} current @returns {string} what became of the boxes
+   */
+  #keepBoxes(query, own, current) {
+    const drafts = (/** @type {Pick<Answer, "boxes" | "labels">} */ { boxes, labels }) =>
+      boxes.map((box, i) => ({ box, label: labels[i], from: null }));
+    const theirs = current ? drafts(current) : [];
+    const missing = drafts(own).filter(
+      ({ box, label }) => !theirs.some((one) => one.label === label && iou(one.box, box) > SAME_OBJECT),
+    );
+    if (!missing.length) return "";
+    const answer = current && {
+      ...{ ...current, query: query.id, image: query.image, box: null, guess: null, cycle: query.cycle },
+      ...{ milliseconds: 0, at: "" },
+    };
+    this.drafts.keep({ query, answer, sketch: { box: null, drafts: [...theirs, ...missing], dismissed: [] } });
+    return current
+      ? ` To add the boxes that only you drew (${missing.length}), open that answer in the list of the last answers.`
+      : " Your boxes are kept, in case this question returns.";
   }
 
   /** Shows a question with its unfinished draft, if any. @param {Query} query */

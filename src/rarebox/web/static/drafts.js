@@ -24,7 +24,7 @@ export class Drafts {
     return recall(this.#name(query, answer))?.sketch ?? null;
   }
 
-  /** @param {Task} task */
+  /** @param {{query: Pick<Query, "id">, answer: Answer | null, sketch: Sketch}} task */
   keep({ query, answer, sketch }) {
     remember(this.#name(query, answer), { at: Date.now(), sketch, answer, client: this.client });
   }
@@ -41,7 +41,7 @@ export class Drafts {
       .filter((kept) => kept?.answer);
   }
 
-  /** @param {Query} query @param {Answer | null} answer */
+  /** @param {Pick<Query, "id">} query @param {Answer | null} answer */
   #name(query, answer) {
     return `${this.project}/${answer ? `edit/${answer.answer}` : `draft/${query.id}`}`;
   }

@@ -67,11 +67,13 @@ export class History {
     return this.#move(this.#future, this.#past, "forth");
   }
 
-  /** Drops an action that the server did not save. @param {string} key */
+  /** Drops an action that the server did not save, and returns it. @param {string} key */
   drop(key) {
+    const dropped = [...this.#past, ...this.#future].find((entry) => entry.key === key);
     this.#past = this.#past.filter((entry) => entry.key !== key);
     this.#future = this.#future.filter((entry) => entry.key !== key);
     this.#keep();
+    return dropped;
   }
 
   /** Was this box drawn here? @param {string} base */

@@ -11,8 +11,8 @@ import { classOf, state } from "./state.js";
 /** A detection with this IoU or more with the asked box is the asked box. */
 const SAME_DETECTION = 0.8;
 
-/** Detections of two models with this IoU or more are taken for one object. */
-const SAME_OBJECT = 0.5;
+/** Detections of two models, or boxes of two people, with more than this IoU are taken for one object. */
+export const SAME_OBJECT = 0.5;
 
 /** The class of a label after merges. @param {number | null} label */
 const current = (label) => classOf(label)?.label ?? label;
