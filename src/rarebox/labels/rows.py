@@ -109,7 +109,7 @@ class Rows:
             guess = self._without(row, "guess", None)
         if not is_number(utility):
             utility = self._without(row, "utility", 0.0)
-        if why is not None and not _are_numbers(why):
+        if why is not None and not are_numbers(why):
             why = self._without(row, "why", None)
         if type(wanted) is not int or not 0 < wanted < 2**31:
             wanted = self._without(row, "wanted", 1)
@@ -170,7 +170,7 @@ def _is_list(value: object) -> TypeGuard[list[object]]:
     return isinstance(value, list)
 
 
-def _are_numbers(value: object) -> TypeGuard[dict[str, float]]:
+def are_numbers(value: object) -> TypeGuard[dict[str, float]]:
     """Whether the value is a JSON object whose values are all finite numbers."""
     return isinstance(value, dict) and all(map(is_number, cast(dict[str, object], value).values()))
 

@@ -44,10 +44,9 @@ from sqlalchemy.schema import CreateColumn
 
 from rarebox.core.boxes import overlapping
 from rarebox.core.files import real
-from rarebox.data.narrow import is_object
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import schema, sqlite
-from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
+from rarebox.labels.rows import Box, Cells, Rows, Unreadable, are_numbers, is_box, is_text
 from rarebox.labels.sqlite import BUSY_SECONDS, Watch, has_content, is_database
 from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
 
@@ -588,7 +587,7 @@ class Store:
         if not whole and not is_box(shown):
             self.rows.report("queries", row.id, "box", shown, "the box shown is lost; the labels are kept")
             shown = None
-        marked = is_object(row.why) and DIFFICULT in row.why and verdict is Verdict.CANNOT_TELL
+        marked = are_numbers(row.why) and DIFFICULT in row.why and verdict is Verdict.CANNOT_TELL
         difficult = row.guess if marked and shown is not None and self._is_label(row.guess) else None
         return Said(boxes, labels, verdict, shown, whole, difficult)
 
