@@ -152,6 +152,23 @@ def test_crowds_and_the_flag_are_difficult(tmp_path: Path, flag: dict[str, Any])
     assert load(tmp_path).train.truth[1].difficult.tolist() == [True, False]
 
 
+def test_an_image_without_a_file_name_has_that_of_its_address(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    entry = {"id": 1, "width": 100, "height": 50, "coco_url": "http://images.example.org/train2017/a.png"}
+    content = {"images": [entry], "annotations": [box(1, 1)], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    assert load(tmp_path / "lvis.json").train.images[0].path == str(tmp_path / "a.png")
+
+
+def test_detections_and_tasks_are_refused_as_labels_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text(json.dumps([box(1, 1, score=0.5)]))
+    with pytest.raises(UserError, match=r"detections, which are no labels\. Give them to --predictions"):
+        load(tmp_path / "found.json")
+    (tmp_path / "tasks.json").write_text('[{"data": {"image": "a.png"}, "annotations": [{"completed_by": 1}]}]')
+    with pytest.raises(UserError, match=r"format of Label Studio.*rarebox import PROJECT FILE"):
+        load(tmp_path / "tasks.json")
+
+
 def test_boxes_with_scores_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1, score=0.31), box(2, 1, [0, 0, 5, 5], score=1)])
     with pytest.raises(UserError, match=r"has a score, as in the output of a detector.* to --predictions"):

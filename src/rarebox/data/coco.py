@@ -193,6 +193,8 @@ def _parse(path: Path) -> _Content:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}). {repair}") from None
     if not is_object(content):
+        if is_list(content) and content and "score" in as_object(content[0]):
+            raise UserError(f"{path}: these are detections, which are no labels. Give them to --predictions.")
         what = f"a COCO file is an object with 'images', 'annotations' and 'categories'. {repair}"
         raise UserError(f"{path}: {foreign.advice(path) or what}")
     lists: list[list[object]] = []
@@ -355,7 +357,7 @@ def _images(
 ) -> list[ListedImage]:
     entries: dict[Key, list[_Entry]] = defaultdict(list)
     for index, entry in enumerate(content.images):
-        if is_object(entry) and isinstance(name := entry.get("file_name"), str) and "id" in entry:
+        if is_object(entry) and (name := _file_name(entry)) and "id" in entry:
             entries[_key(entry["id"])].append(_Entry(name, entry))
         else:
             where = f"{path}: image {index + 1} in the list"
@@ -395,6 +397,12 @@ def _images(
         what = "other images of the file are marked as complete, this one is not. It counts as partially labelled."
         problems.append(Problem("completeness unknown", f"{path}: {image.path}", what))
     return [image if image.complete is not None else replace(image, complete=False) for image in images]
+
+
+def _file_name(image: Object) -> str:
+    """The file name of an image; LVIS has only its address. Empty if there is none."""
+    name, address = image.get("file_name"), image.get("coco_url")
+    return name if isinstance(name, str) else address.rsplit("/", 1)[-1] if isinstance(address, str) else ""
 
 
 def _duplicates(path: Path, same: list[_Entry]) -> list[Problem]:

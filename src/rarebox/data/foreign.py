@@ -10,6 +10,11 @@ _FORMS = (
     ('"shape_attributes"', "VIA", "Open it in VIA and choose Annotation, then Export Annotations (COCO format)."),
     ("region_shape_attributes", "VIA", "Open it in VIA and choose Annotation, then Export Annotations (COCO format)."),
     ('"imagePath"', "LabelMe", "Convert the folder to COCO, for example with labelme2coco."),
+    (
+        '"completed_by"',
+        "Label Studio",
+        "Import it with rarebox import PROJECT FILE --format labelstudio, or export it as COCO.",
+    ),
     ('"classTitle"', "Supervisely", "Export the project as COCO with the Supervisely app Export to COCO."),
 )
 """(words in a file, the tool that writes them, how to get COCO out of it)"""
