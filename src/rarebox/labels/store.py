@@ -808,7 +808,7 @@ def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
         rejected=as_boxes([shown for shown, verdict in fruitless if verdict is Verdict.NOT_AN_OBJECT]),
         skipped=as_boxes([shown for shown, verdict in fruitless if verdict is not Verdict.NOT_AN_OBJECT]),
         complete=any(one.whole and one.verdict is not Verdict.CANNOT_TELL for one in said),
-        difficult=as_boxes([one.shown for one in difficult]),
+        difficult=as_boxes([one.shown for one in difficult if one.shown is not None]),
         difficult_labels=counts_as[np.array([one.difficult for one in difficult], dtype=np.int64)],
     )
 

@@ -120,6 +120,7 @@ def _annotations(image_id: int, said: ImageLabels, guessed: Targets | None) -> A
     """The human and difficult boxes of the store, and the pseudo labels beside them."""
     human = Targets.of(said.boxes, said.labels)
     difficult = Targets.of(said.difficult, said.difficult_labels, Source.DIFFICULT)
-    every = concatenate([human, difficult, *([] if guessed is None else [guessed])])
+    none = human[np.zeros(len(human), dtype=bool)]
+    every = concatenate([human, difficult, none if guessed is None else guessed])
     weights = every.class_weight, every.class_weight, every.box_weight
     return Annotations(image_id, every.boxes, every.labels, every.source, *weights, said.complete)
