@@ -62,6 +62,7 @@ COMMANDS: dict[str, list[str]] = {
     ],
     "backup": ["{project} {out}", "{project} {store}", "{project} {store}-wal", "{store} {project}/cycle_01"],
     "relocate": ["{project} {photos}", "{project} {data}", "{project} {project}"],
+    "tile": ["{photos} {project}", "{project} {out}", "{photos} {store}", "{data} {project}/photos"],
     "import": ["{project} {tasks} --format labelstudio --replace --complete", "{store} {tasks} --format labelstudio"],
     "rank": [
         "--detections {found} --budget 3 --to {store}",
