@@ -103,7 +103,7 @@ def test_nothing_on_any_tile() -> None:
 
 def test_detections_are_moved_joined_and_sorted() -> None:
     def on(boxes: list[list[float]], scores: list[float]) -> Detections:
-        return Detections(as_boxes(boxes), np.zeros(len(boxes)), np.array(scores), np.ones((len(boxes), 1)))
+        return Detections(as_boxes(boxes), np.zeros(len(boxes), np.int64), np.array(scores), np.ones((len(boxes), 1)))
 
     parts = [on([], []) for _ in WINDOWS]
     parts[0], parts[1] = on([[10, 10, 20, 20]], [0.3]), on([[200, 5, 250, 25]], [0.8])

@@ -98,7 +98,9 @@ def test_with_tiles_the_model_sees_each_tile_at_full_size(
         shapes.extend((picture.width, picture.height) for picture in images)
         tops = [4 + 10 * (number % 4) for number in range(len(shapes) - len(images), len(shapes))]
         one = np.ones((1, self.num_classes))
-        return [Detections(as_boxes([[4, top, 14, top + 8]]), np.zeros(1), np.full(1, 0.9), one) for top in tops]
+        return [
+            Detections(as_boxes([[4, top, 14, top + 8]]), np.zeros(1, np.int64), np.full(1, 0.9), one) for top in tops
+        ]
 
     monkeypatch.setattr(TorchDetector, "predict", one_box)
     done = predict(run, photos, tmp_path / "out", tiling=tiling, score=0.5, pictures=False)

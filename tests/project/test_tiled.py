@@ -53,7 +53,7 @@ def export(monkeypatch: pytest.MonkeyPatch, project: Path, *options: str) -> dic
     return json.loads((to / "annotations.json").read_text())
 
 
-UPPER = {
+UPPER: dict[str, list[list[float]]] = {
     "large.png_0_0.png": [[150, 10, 400, 60]],
     "large.png_300_0.png": [[0, 10, 400, 60]],
     "large.png_600_0.png": [[0, 10, 150, 60]],
@@ -116,7 +116,7 @@ def test_a_person_wins_over_a_pseudo_label_of_the_same_object(project: Path) -> 
 
     def on(image_id: int, box: list[float], source: Source) -> Annotations:
         one = np.full(1, 0.9)
-        return Annotations(image_id, as_boxes([box]), np.zeros(1), np.array([source]), one, one, one, True)
+        return Annotations(image_id, as_boxes([box]), np.zeros(1, np.int64), np.array([source]), one, one, one, True)
 
     images = [ImageRecord(1, str(first), 400, 400), ImageRecord(2, str(second), 400, 400)]
     labels = [on(1, [310, 10, 380, 60], Source.HUMAN), on(2, [8, 10, 78, 60], Source.PSEUDO)]

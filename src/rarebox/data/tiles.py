@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def cut(photos: Path, to: Path, tiling: Tiling, progress: Progress = silent) -> 
     sizes, unreadable = dict[str, tuple[int, int]](), list[UnreadableImage]()
     progress("cut", 0, len(names), "photos")
     with ThreadPoolExecutor(readers(far=False)) as threads:
-        found = threads.map(lambda item: _cut_one(*item, to, tiling), names.items())
+        found = threads.map(partial(_cut_one, to=to, tiling=tiling), names.keys(), names.values())
         for number, (name, size) in enumerate(zip(names, found, strict=True), 1):
             if isinstance(size, UnreadableImage):
                 unreadable.append(size)
