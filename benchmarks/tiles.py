@@ -62,7 +62,9 @@ def main() -> None:
             "steps": given.steps,
         }
         for name, labels, cut in (("sheets", sheets["train"], None), ("tiles", given.work / "tiles", tiling)):
-            settings = config.resolve("laptop", None, {"seed": seed, "training.steps": given.steps}, final=True)
+            settings = config.resolve(
+                "laptop", None, {"seed": seed, "training.steps": given.steps, "training.epochs": 0}, final=True
+            )
             model, to = given.work / f"{name}-{seed}", given.work / f"{name}-{seed}-found"
             start = time.process_time()
             train(labels / "annotations.json", model, settings, hold_out=False)
