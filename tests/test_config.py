@@ -185,7 +185,7 @@ def test_a_change_may_hold_a_whole_section() -> None:
         ({"scoring.js_base": 1.5}, "setting scoring.js_base: .*got 1.5"),
         ({"training.lr": float("nan")}, "setting training.lr: "),
         ({"budget": "many"}, "setting budget: .*got 'many'"),
-        ({"budget": [5, -1]}, "^every budget must be at least 1"),
+        ({"budget": [5, -1]}, "^budget must not be negative$"),
         ({"pseudo.class_low": 0.9}, r"^pseudo.class_low \(0.9\) must not be above pseudo.class_high \(0.8\)$"),
         ({"pseudo.box_high": 0.2}, r"^pseudo.box_low \(0.3\) must not be above pseudo.box_high \(0.2\)$"),
     ],

@@ -104,6 +104,8 @@ def predict(
     to: str | Path,
     *,
     score: float | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
     pictures: bool = True,
     device: str = "auto",
     progress: bool = False,
@@ -113,14 +115,19 @@ def predict(
     ``model`` is a simulation, or the folder of a run, a project or a model. ``images`` is a folder, an image, a text
     file of paths or a COCO file. ``to`` gets ``detections.csv`` and ``coco.json`` with the boxes that are shown,
     ``detections.jsonl`` and ``coco_results.json`` with all, and, with ``pictures``, images with boxes. A box is shown
-    from the threshold of its class on, or from ``score`` in [0, 1]. The same call resumes after an interruption.
-    ``progress`` draws progress bars. Raises UserError for anything that the user can correct.
+    from the threshold of its class on, or from ``score`` in [0, 1]. With ``tile`` the model runs on square tiles with
+    this side in pixels, which overlap by ``overlap`` pixels (a fifth of the side by default). The same call resumes
+    after an interruption. ``progress`` draws progress bars. Raises UserError for anything that the user can correct.
     """
     from rarebox.cli.progress import progress_bars
+    from rarebox.data.tiles import tiling_of
     from rarebox.deploy.predict import predict as detect  # here, because it loads torch
 
     folder = model.folder if isinstance(model, Simulation) else Path(model)
-    work = partial_(detect, folder, Path(images), Path(to), score=score, pictures=pictures, device=device)
+    tiling = tiling_of(tile, overlap)
+    work = partial_(
+        detect, folder, Path(images), Path(to), score=score, tiling=tiling, pictures=pictures, device=device
+    )
     if not progress:
         return work()
     with progress_bars(False) as report:

@@ -397,8 +397,8 @@ class Settings(Section):
                     )
         if self.training.renew_from < 1 and not self.training.ema:
             raise ValueError("training.renew_from needs a moving average. Set training.ema, for example to 0.99")
-        if any(spend < 1 for spend in self.budget):
-            raise ValueError("every budget must be at least 1. The last one applies to all later cycles of a project")
+        if any(spend < 0 for spend in self.budget):
+            raise ValueError("budget must not be negative")
         return self
 
 

@@ -118,7 +118,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--set", "pseudo.method=sfot"], "did you mean 'soft'"),
         (["--set", "scoring.beta=.nan"], "scoring.beta"),
         (["--budget", "lots"], "whole numbers"),
-        (["--set", "budget=[-5]"], "must be at least 1"),
+        (["--set", "budget=[-5]"], "must not be negative"),
         (["--set", "device=gpu"], "'gpu' is not available"),
     ],
 )

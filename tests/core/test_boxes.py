@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rarebox.core import boxes, parquet, seeds
-from rarebox.labels.store import Said, _image_labels
+from rarebox.labels.combining import Said, combined
 from rarebox.types import (
     Answer,
     Candidates,
@@ -255,7 +255,7 @@ def test_many_boxes_on_one_image_take_little_memory_and_time() -> None:
     boxes.nearest(many, many[::2], 0.5)
     boxes.suppress(many, chance.random(8_000), 0.7)
     said = Said(many.tolist(), [0] * len(many), Verdict.OBJECT, None, whole=True)
-    _image_labels([said], np.arange(1))
+    combined([said], np.arange(1))
     assert time.process_time() - began < 10
     assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
     tracemalloc.stop()

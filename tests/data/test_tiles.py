@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rarebox.core.files import hold
 from rarebox.data import tiles
 from rarebox.data.images import image_size, read_image
-from rarebox.data.tiles import Tiling, cut, join, join_detections
-from rarebox.errors import Damaged, UserError
+from rarebox.data.tiles import Tiling, cut, join, join_detections, tiling_of
+from rarebox.errors import Busy, Damaged, UserError
 from rarebox.types import Detections, Floats, as_boxes
 
 SIZE = (1000, 500)
@@ -200,6 +201,11 @@ def test_bad_input_is_refused(photos: Path) -> None:
             cut(photos, inside, TILING)
     with pytest.raises(UserError, match="is not a folder"):
         cut(photos / "a.png", to, TILING)
+    with hold(to / "lock"), pytest.raises(Busy):
+        cut(photos, to, TILING)
+    with pytest.raises(UserError, match="Give the side"):
+        tiling_of(None, 20)
+    assert tiling_of(None, None) is None
     for side, overlap in ((10, 0), (400, 300), (400, -1)):
         with pytest.raises(UserError):
             Tiling(side, overlap)

@@ -353,12 +353,17 @@ test("a conflict reports the current answer", async () => {
   assert.ok(!annotator.canUndo);
 });
 
-test("boxes on a whole image that somebody else has answered are kept as a change of that answer", async () => {
+/** Opens the page with a question about a whole image, and draws a box. @param {import("../../src/rarebox/web/static/types.js").Box} box */
+async function drawOnWholeImage(box) {
   freshBrowser();
   server = new FakeServer(question(1, null), question(2));
   await openPage();
   annotator.editor.pen = 0;
-  annotator.editor.draw([10, 10, 60, 60], false);
+  annotator.editor.draw(box, false);
+}
+
+test("boxes on a whole image that somebody else has answered are kept as a change of that answer", async () => {
+  await drawOnWholeImage([10, 10, 60, 60]);
   annotator.editor.draw([300, 10, 350, 60], false);
   const image = question(1).image;
   const theirs = { query: 1, answer: 1, by: "ben", verdict: "object", boxes: [[11, 10, 60, 61]], labels: [0] };
@@ -379,11 +384,7 @@ test("boxes on a whole image that somebody else has answered are kept as a chang
 });
 
 test("boxes on a whole image that was refused are there when the question returns", async () => {
-  freshBrowser();
-  server = new FakeServer(question(1, null), question(2));
-  await openPage();
-  annotator.editor.pen = 0;
-  annotator.editor.draw([10, 10, 60, 60], false);
+  await drawOnWholeImage([10, 10, 60, 60]);
   server.up = false;
   await press("yes");
   server.refused.add(annotator.outbox.waiting[0].item.key);

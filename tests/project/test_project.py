@@ -148,6 +148,14 @@ NONE = (np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), False)
 """The rejected and the skipped boxes of an image that is not complete."""
 
 
+@pytest.mark.parametrize("budget", [[], [0], [50, 0]])
+def test_a_budget_that_would_train_without_answers_is_refused(
+    pictures: Path, tmp_path: Path, budget: list[int]
+) -> None:
+    with pytest.raises(UserError, match=r"at least one number.*no 0"):
+        start(pictures, tmp_path, budget=budget)
+
+
 def test_labelled_boxes_are_compared_up_to_a_number_for_each_class() -> None:
     box = np.array([[0, 0, 9, 9]], dtype=np.float32)
     said = {i: ImageLabels(box, np.array([label]), *NONE) for i, label in enumerate([0, 1, 0, 0, 1])}

@@ -409,6 +409,10 @@ def test_classes_are_added_renamed_and_merged_and_never_become_markup(office: Of
     anna.until(lambda state: [one["count"] for one in state["classes"]] == [0, 1, 0, 0])
     anna.press("Escape")
     anna.see("class-1").get_by_text("<b>stingray</b>").wait_for()
+    anna.press("/")
+    anna.page.keyboard.type(evil)
+    anna.press("Enter")  # a new class of the name that was merged, and the answer
+    anna.until(lambda state: [(one["name"], one["count"]) for one in state["classes"]][4:] == [(evil, 1)])
     assert anna.page.locator("img[src=x], b b").count() == 0
     assert anna.page.title() == "project · rarebox"
     assert ["400" in problem for problem in anna.problems] == [True]  # the name exists

@@ -506,7 +506,7 @@ def test_a_project_whose_photos_are_all_answered_before_any_is_chosen_is_finishe
     try:
         assert service.presenter.state("anna", False)["phase"] == "preparing"
         service.memory.records = [cast(Any, {"cycle": 1})]
-        assert service.memory.initial_are_chosen
+        assert service.presenter._phase() == "finished"
     finally:
         service.close()
 

@@ -25,7 +25,6 @@ from rarebox.cli.options import (
 )
 from rarebox.cli.progress import console, progress_bars, shown
 from rarebox.core.text import counted
-from rarebox.errors import UserError
 
 if TYPE_CHECKING:  # it loads torch
     from rarebox.deploy.labels import Labels
@@ -117,13 +116,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Detect objects on your images with a trained model: CSV, COCO files, and pictures with boxes."""
-    from rarebox.data.tiles import Tiling
+    from rarebox.data.tiles import tiling_of
     from rarebox.deploy.predict import UNREADABLE
     from rarebox.deploy.predict import predict as detect
 
-    if overlap is not None and tile is None:
-        raise UserError("--overlap is for tiles: add --tile")
-    tiling = None if tile is None else Tiling.of(tile, overlap)
+    tiling = tiling_of(tile, overlap)
     with progress_bars(as_json) as progress:
         done = detect(
             model, images, to, score=score, tiling=tiling, pictures=pictures, device=device, progress=progress

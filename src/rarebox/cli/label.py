@@ -101,6 +101,8 @@ def export(
     from rarebox.project.exchange.questions import ask_ahead, open_questions
 
     warnings: list[str] = []
+    if queries and join_tiles:
+        raise UserError("--join-tiles is for labels: questions are about tiles. Omit it, or --queries")
     if queries:
         warn_of_photos(run)
         ask_ahead(run, most)

@@ -81,9 +81,12 @@ def overlapping(
             yield rows[wanted], columns[wanted], found[wanted]
 
 
-def all_overlapping(boxes: Floats, others: Floats, iou: float) -> tuple[Ints, Ints, Floats]:
+def all_overlapping(
+    boxes: Floats, others: Floats, iou: float, group: Ints | None = None, other_group: Ints | None = None
+) -> tuple[Ints, Ints, Floats]:
     """The pairs of :func:`overlapping` at once: rows of (N, 4), rows of (M, 4), and their IoU, (P,) each."""
-    rows, columns, found = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, iou), strict=True))
+    pairs = zip(*overlapping(boxes, others, iou, group, other_group), strict=True)
+    rows, columns, found = (np.concatenate(parts) for parts in pairs)
     return rows, columns, found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rarebox.core.boxes import all_overlapping, hull, iou_matrix
-from rarebox.core.files import damaged, read_json, real, write_bytes, write_json
+from rarebox.core.files import damaged, hold, read_json, real, write_bytes, write_json
 from rarebox.core.progress import Progress, silent
 from rarebox.data.images import (
     UnreadableImage,
@@ -32,8 +32,8 @@ from rarebox.data.naming import is_writable
 from rarebox.errors import UserError
 from rarebox.types import Bools, Detections, Floats, Ints, Picture, as_boxes, concatenate
 
-TILES = "tiles.json"
-"""The file in a folder of tiles that lists their photos."""
+TILES, LOCK = "tiles.json", "lock"
+"""The file in a folder of tiles that lists their photos, and the lock of the folder."""
 
 SAME_PART = 0.5
 """Boxes of one class on two tiles are one object if their IoU, within what both tiles show, is at least this."""
@@ -44,7 +44,10 @@ NEAR_EDGE = 0.01
 
 @dataclass(frozen=True)
 class Tiling:
-    """How photos are cut: into square tiles of ``side`` pixels that overlap by at least ``overlap`` pixels."""
+    """How photos are cut: into square tiles of ``side`` pixels that overlap by at least ``overlap`` pixels.
+
+    Raises UserError for a side below 64, and for an overlap of more than half of it.
+    """
 
     side: int
     overlap: int
@@ -57,7 +60,7 @@ class Tiling:
 
     @classmethod
     def of(cls, side: int, overlap: int | None = None) -> "Tiling":
-        """With the default overlap, a fifth of the side. Raises UserError for sizes that do not work."""
+        """With the default overlap, a fifth of the side."""
         return cls(side, side // 5 if overlap is None else overlap)
 
     def windows(self, width: int, height: int) -> Floats:
@@ -69,6 +72,13 @@ class Tiling:
     def _starts(self, length: int) -> list[int]:
         count = 1 if length <= self.side else math.ceil((length - self.overlap) / (self.side - self.overlap))
         return np.linspace(0, max(length - self.side, 0), count).round().astype(int).tolist()
+
+
+def tiling_of(side: int | None, overlap: int | None) -> Tiling | None:
+    """The tiling of a detection; None without a side. Raises UserError for an overlap alone, and as :class:`Tiling`."""
+    if side is None and overlap is not None:
+        raise UserError("an overlap is for tiles. Give the side of a tile, too")
+    return None if side is None else Tiling.of(side, overlap)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def cut(photos: Path, to: Path, tiling: Tiling, progress: Progress = silent) -> 
     """Write the tiles of all photos below a folder into the folder ``to``, and list them in its ``tiles.json``.
 
     The same call again resumes, and adds photos that are new. Raises UserError if there is no readable photo, and if
-    ``to`` holds anything else or tiles of another size.
+    ``to`` holds anything else or tiles of another size; and Busy while another process cuts into it.
     """
     if not photos.is_dir():
         raise UserError(f"{photos} is not a folder. Name the folder of your photos")
@@ -109,20 +119,12 @@ def cut(photos: Path, to: Path, tiling: Tiling, progress: Progress = silent) -> 
     if not names:
         raise UserError(f"{photos} contains no images. {not_read(photos)}".removesuffix(". "))
     to.mkdir(parents=True, exist_ok=True)
-    _write(Tiles(to, photos, tiling, before), finished=False)
-    sizes, unreadable = dict[str, tuple[int, int]](), list[UnreadableImage]()
-    progress("cut", 0, len(names), "photos")
-    with ThreadPoolExecutor(readers(far=False)) as threads:
-        found = threads.map(partial(_cut_one, to=to, tiling=tiling), names.keys(), names.values())
-        for number, (name, size) in enumerate(zip(names, found, strict=True), 1):
-            if isinstance(size, UnreadableImage):
-                unreadable.append(size)
-            else:
-                sizes[name] = size
-            progress("cut", number, len(names), "photos")
-    if not sizes:
-        raise none_readable(photos, unreadable)
-    _write(Tiles(to, photos, tiling, {**before, **sizes}), finished=True)
+    with hold(to / LOCK):
+        _write(Tiles(to, photos, tiling, before), finished=False)
+        sizes, unreadable = _cut_all(names, to, tiling, progress)
+        if not sizes:
+            raise none_readable(photos, unreadable)
+        _write(Tiles(to, photos, tiling, {**before, **sizes}), finished=True)
     return Cut(len(sizes), sum(len(tiling.windows(*size)) for size in sizes.values()), tuple(unreadable))
 
 
@@ -219,6 +221,23 @@ def _read(folder: Path) -> tuple[Tiles, bool] | None:
         raise damaged(file, error) from error
 
 
+def _cut_all(
+    names: Mapping[str, Path], to: Path, tiling: Tiling, progress: Progress
+) -> tuple[dict[str, tuple[int, int]], list[UnreadableImage]]:
+    """Cut photos by name. Returns the sizes of those that can be read, and the others."""
+    sizes, unreadable = dict[str, tuple[int, int]](), list[UnreadableImage]()
+    progress("cut", 0, len(names), "photos")
+    with ThreadPoolExecutor(readers(far=False)) as threads:
+        found = threads.map(partial(_cut_one, to=to, tiling=tiling), names.keys(), names.values())
+        for number, (name, size) in enumerate(zip(names, found, strict=True), 1):
+            if isinstance(size, UnreadableImage):
+                unreadable.append(size)
+            else:
+                sizes[name] = size
+            progress("cut", number, len(names), "photos")
+    return sizes, unreadable
+
+
 def _cut_one(name: str, photo: Path, to: Path, tiling: Tiling) -> tuple[int, int] | UnreadableImage:
     """Write the tiles of a photo, unless they are there and not older. Returns the photo's size."""
     if not is_writable(name):
@@ -258,7 +277,7 @@ def _known(to: Path, tiling: Tiling) -> dict[str, tuple[int, int]]:
         raise UserError(f"{to} is a file. Name a new or empty folder")
     tiles = _read(to)
     if tiles is None:
-        if any(to.iterdir()):
+        if any(file.name != LOCK for file in to.iterdir()):
             raise UserError(f"{to} is not empty and holds no tiles. Name a new or empty folder")
         return {}
     if tiles[0].tiling != tiling:

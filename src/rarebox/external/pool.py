@@ -215,7 +215,7 @@ class Pool:
         if not listed:
             raise UserError(f"{path} holds no image")
         same = self._same([name for _, name, _, _ in listed])
-        own = {name: same.get(name) or self._names().by_path.find(name) for _, name, _, _ in listed}
+        own = {name: same[name] if name in same else self._names().by_path.find(name) for _, name, _, _ in listed}
         taken = set(own.values())
 
         def is_missing(record: ImageRecord) -> bool:

@@ -17,7 +17,7 @@ from json import JSONDecoder
 from pathlib import Path
 from secrets import token_hex
 from threading import local
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from sqlalchemy import (
@@ -42,21 +42,18 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.schema import CreateColumn
 
-from rarebox.core.boxes import overlapping
 from rarebox.core.files import real
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import schema, sqlite
-from rarebox.labels.rows import Box, Cells, Rows, Unreadable, are_numbers, is_box, is_text
+from rarebox.labels.combining import NOTHING, Said, combined
+from rarebox.labels.rows import Cells, Rows, Unreadable, are_numbers, is_box, is_text
 from rarebox.labels.sqlite import BUSY_SECONDS, Watch, has_content, is_database
-from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
+from rarebox.types import Answer, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
 
 LONGEST_TIME = 10**9
 """The longest time of an answer that is stored, in milliseconds: eleven days. A page or a task may stay open longer."""
 
 WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
-MANY = 64  # boxes of an image
-SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same object
-DRAWN_TWICE = 0.7  # the same for boxes of two answers, one of them about the whole image
 
 DIFFICULT = "difficult"
 """In the ``why`` of a query that was answered CANNOT_TELL: the box holds a difficult object of the guess."""
@@ -407,7 +404,7 @@ class Store:
         """The labels of each of at most a few thousand images, by image id; empty for those without answers."""
         images = list(image_ids)
         found = self._labels(_LABELS_OF_IMAGES, {"images": images})
-        return {image_id: found.get(image_id, _NOTHING) for image_id in images}
+        return {image_id: found.get(image_id, NOTHING) for image_id in images}
 
     def spent(self, cycle: int | None = None) -> Spent:
         """The cost of the answers of one cycle, or of all, in each budget unit."""
@@ -579,9 +576,9 @@ class Store:
                     rows_of[row.image_id].append(self._said(row, len(counts_as)))
                 else:
                     self.rows.report("queries", row.id, "image_id", row.image_id, "its labels are ignored")
-        return {image_id: _image_labels(said, counts_as) for image_id, said in rows_of.items()}
+        return {image_id: combined(said, counts_as) for image_id, said in rows_of.items()}
 
-    def _said(self, row: Cells, classes: int) -> "Said":
+    def _said(self, row: Cells, classes: int) -> Said:
         boxes, labels, verdict = self.rows.said(row, classes)
         shown, whole = row.box, row.box is None
         if not whole and not is_box(shown):
@@ -779,68 +776,3 @@ def _answer_row(answer: Answer, classes: int) -> dict[str, object]:
         "by": answer.by,
         "milliseconds": min(answer.milliseconds, LONGEST_TIME),
     }
-
-
-class Said(NamedTuple):
-    """A latest answer as it is stored, and the box ``shown``, if it is readable; ``whole`` for a whole image.
-
-    ``difficult`` is the label of the object there that is marked as difficult, if one is.
-    """
-
-    boxes: list[Box]
-    labels: list[int]
-    verdict: Verdict
-    shown: Box | None
-    whole: bool
-    difficult: int | None = None
-
-
-def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
-    """Combine the latest answers about one image."""
-    boxes = as_boxes([box for one in said for box in one.boxes])
-    labels = counts_as[np.array([label for one in said for label in one.labels], dtype=np.int64)]
-    once = _first_of_each(boxes, labels) & ~_drawn_again(boxes, labels, said)
-    difficult = [one for one in said if one.difficult is not None]
-    fruitless = [(one.shown, one.verdict) for one in said if one.shown is not None and not one.boxes]
-    return ImageLabels(
-        boxes=boxes[once],
-        labels=labels[once],
-        rejected=as_boxes([shown for shown, verdict in fruitless if verdict is Verdict.NOT_AN_OBJECT]),
-        skipped=as_boxes([shown for shown, verdict in fruitless if verdict is not Verdict.NOT_AN_OBJECT]),
-        complete=any(one.whole and one.verdict is not Verdict.CANNOT_TELL for one in said),
-        difficult=as_boxes([one.shown for one in difficult if one.shown is not None]),
-        difficult_labels=counts_as[np.array([one.difficult for one in difficult], dtype=np.int64)],
-    )
-
-
-def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
-    """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
-    first = np.zeros(len(boxes), dtype=bool)
-    rows = np.arange(len(boxes))
-    if len(rows) > MANY:  # many may be equal, so compare only the first of each
-        rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
-    first[rows] = True
-    for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):
-        first[rows[later[earlier < later]]] = False
-    return first
-
-
-def _drawn_again(boxes: Floats, labels: Ints, said: Sequence[Said]) -> Bools:
-    """(G, 4), (G,) -> (G,): True where an earlier answer has the object, and one of the two is about the whole image.
-
-    The page shows labelled boxes, so nobody draws them again, unless somebody else labelled them in the meantime.
-    """
-    counts = [len(one.boxes) for one in said]
-    again, answer = np.zeros(len(boxes), dtype=bool), np.repeat(np.arange(len(said)), counts)
-    whole = np.repeat([one.whole for one in said], counts)
-    if not whole.any() or len(said) == 1:
-        return again
-    rows = np.flatnonzero(_first_of_each(boxes, labels))
-    for a, b, _ in overlapping(boxes[rows], boxes[rows], DRAWN_TWICE, labels[rows], labels[rows]):
-        earlier, later = rows[a], rows[b]
-        apart = (answer[earlier] < answer[later]) & (whole[earlier] | whole[later])
-        again[later[apart]] = True
-    return again
-
-
-_NOTHING = _image_labels([], np.zeros(0, dtype=np.int64))

@@ -27,8 +27,7 @@ SAME_OBJECT = 0.5
 def collect(
     run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = silent
 ) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
-    """Images, class names and annotations of a run: human and difficult boxes, and the last cycle's pseudo
-    labels.
+    """Images, class names and annotations of a run: human and difficult boxes, and the pseudo labels of the last cycle.
 
     Later answers count: there is no pseudo label near a box that a person has drawn, rejected or skipped since the
     training, or on a fully labelled image, and each has its current class. Classes that were merged into others are
@@ -80,13 +79,12 @@ def join_tiles(
 
 
 def _joined(number: int, parts: Sequence[Annotations | None], windows: Floats, size: tuple[int, int]) -> Annotations:
+    """The labels of a photo of a (width, height), from those of its tiles, ``windows`` (T, 4); None: no answer."""
     known = [(tile, part) for tile, part in enumerate(parts) if part is not None]
     complete = all(part is not None and part.complete for part in parts)
     columns = {name: np.concatenate([getattr(part, name) for _, part in known]) for name in COLUMNS}
-    columns["boxes"] += np.concatenate(
-        [np.tile(windows[tile], (len(part.boxes), 1))[:, [0, 1, 0, 1]] for tile, part in known]
-    )
-    tiles = np.concatenate([np.full(len(part.boxes), tile) for tile, part in known])
+    tiles = np.repeat([tile for tile, _ in known], [len(part.boxes) for _, part in known])
+    columns["boxes"] += windows[tiles][:, [0, 1, 0, 1]]
     every = Annotations(number, **columns, complete=complete)
     guessed = every.source == Source.PSEUDO
     people, model = (_objects(every, tiles, rows, windows, size) for rows in (~guessed, guessed))

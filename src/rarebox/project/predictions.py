@@ -118,7 +118,7 @@ def _photos_of(
     photo_of, ambiguous = dict[int, int](), list[tuple[int, str]]()
     for image in seen:
         try:
-            photo = same.get(image.path) or by_name.match(image.path)
+            photo = same[image.path] if image.path in same else by_name.match(image.path)
         except UserError as error:
             ambiguous.append((image.id, str(error)))
             continue

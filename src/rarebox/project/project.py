@@ -62,8 +62,11 @@ class Project:
         if not self.folder.settings.exists():
             raise UserError(f"{root} holds no project. Start one: rarebox init {root} --images FOLDER")
         self.settings = self.folder.read_settings()
-        if not self.settings.budget:
-            raise UserError("budget is empty. Give at least one number, such as [50]")
+        if not self.settings.budget or 0 in self.settings.budget:
+            raise UserError(
+                f"budget is {[*self.settings.budget]}. Give at least one number, such as [50], and no 0, which would "
+                "train without new answers. To stop training, stop the server"
+            )
         labels = self.folder.labels(self.settings)
         if not is_store(labels):
             raise UserError(

@@ -82,7 +82,8 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
         accept(next);
         label =
           next.classes.find(
-            (/** @type {import("./types.js").Class} */ one) => one.name.toLowerCase() === option.text.toLowerCase(),
+            (/** @type {import("./types.js").Class} */ one) =>
+              one.merged_into === null && one.name.toLowerCase() === option.text.toLowerCase(),
           )?.label ?? null;
       } catch (error) {
         problem.textContent = /** @type {Error} */ (error).message;
